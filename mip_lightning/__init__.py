@@ -1,0 +1,1 @@
+"""Hypernetworks with Magnitude Invariant Parametrizations (MIP) in PyTorch Lightning."""

@@ -1,0 +1,267 @@
+"""HyperModel: a primary network whose weights a hypernetwork predicts.
+
+``theta = theta0 + h(E(gamma); omega)``. theta0, the independent weights, are the primary's own
+parameters; the formulations differ only in the encoding E and in how theta0 starts.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from mip_lightning.encodings import Encoding, IdentityEncoding, L2Encoding
+from mip_lightning.errors import UsageError
+from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.layout import ParameterLayout
+from mip_lightning.priors import Prior
+
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""What the primary is called with: one tensor, positional or keyword arguments."""
+
+Formulation: TypeAlias = Literal["default", "input", "output", "mip"]
+"""The paper's ablation: neither change, the input encoding, the output encoding, or both."""
+
+
+class _Choice(NamedTuple):
+    encoding: type[Encoding]
+    keeps_theta0: bool
+
+
+FORMULATIONS: dict[Formulation, _Choice] = {
+    "default": _Choice(IdentityEncoding, keeps_theta0=False),
+    "input": _Choice(L2Encoding, keeps_theta0=False),
+    "output": _Choice(IdentityEncoding, keeps_theta0=True),
+    "mip": _Choice(L2Encoding, keeps_theta0=True),
+}
+
+
+NORMALIZATION_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+"""Layers whose affine parameters are not predicted but train as usual (paper, Section A.2)."""
+
+
+class HyperModel(nn.Module):
+    """A primary network f(x; theta) with theta = theta0 + h(E(gamma); omega).
+
+    Any module serves as the primary, as it is. Its parameters become theta0: they keep their
+    values where the formulation adds predictions to independent weights (``output``, ``mip``),
+    so that a trained primary can be given, and start at zero otherwise. The affine parameters
+    of normalization layers are not predicted.
+
+    Args:
+        primary: The primary network.
+        prior: p(gamma); sets the number of dimensions D and the range of the encoding.
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+
+    Raises:
+        UsageError: If the primary has no parameters, or the formulation is unknown.
+
+    Example::
+
+        model = HyperModel(resnet18(), prior=Uniform(0, 1))
+        y = model(x, gamma=torch.tensor([0.3]))         # one set of weights
+        y = model(x, gamma=torch.rand(len(x), 1))       # one gamma a sample
+        net = model.materialize(0.3)                    # an ordinary resnet18
+    """
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+    ) -> None:
+        super().__init__()
+        if formulation not in FORMULATIONS:
+            raise UsageError(
+                f"formulation={formulation!r}: choose one of {', '.join(get_args(Formulation))}"
+            )
+        self.layout = ParameterLayout(
+            {name: parameter.shape for name, parameter in _predicted(primary).items()}
+        )
+        if not self.layout.num_predicted:
+            raise UsageError(
+                f"primary={type(primary).__name__} has no parameters to predict: give a network"
+                " with weights"
+            )
+        choice = FORMULATIONS[formulation]
+        self.primary = primary
+        self.prior = prior
+        encoding = (hypernetwork.encoding or choice.encoding)(prior)
+        self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork)
+        if not choice.keeps_theta0:
+            with torch.no_grad():
+                for parameter in _predicted(primary).values():
+                    parameter.zero_()
+
+    def forward(self, inputs: Inputs, gamma: Tensor | float | Sequence[float]) -> Any:
+        """Run the primary with the weights predicted at gamma.
+
+        Values of gamma are checked, which waits for the device that holds them. Code compiled
+        by ``torch.compile`` does not look at values: check them first with ``prior.check``.
+
+        Args:
+            inputs: A tensor ``(B, ...)``, or a tuple of positional or a mapping of keyword
+                arguments of the primary.
+            gamma: Shape ``(D,)``, or ``(K, D)`` where K divides B; sample i then uses draw
+                ``i // (B / K)``.
+
+        Returns:
+            What the primary returns, for all B samples.
+
+        Raises:
+            UsageError: If gamma has another shape, is not finite, or lies outside the prior's
+                support, or if K does not divide B.
+        """
+        if not torch.compiler.is_compiling():
+            gamma = self.prior.check(gamma)
+        return self.run(self.theta(torch.as_tensor(gamma)), inputs)
+
+    def theta(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
+        """Predict the primary weights: name to ``(K, *shape)``, without a look at the values.
+
+        They are formed in float32 under autocast too, for theta0 would lose in half precision
+        what small predicted changes add to it.
+
+        Args:
+            gamma: Shape ``(D,)`` (K = 1) or ``(K, D)``.
+        """
+        reference = self.hypernetwork.head.weight
+        gamma = gamma.to(reference.device, reference.dtype, non_blocking=True)
+        with torch.autocast(reference.device.type, enabled=False):
+            delta = self.hypernetwork(gamma.reshape(-1, self.prior.dim))
+            theta0 = _predicted(self.primary)
+            return {name: theta0[name] + d for name, d in self.layout.split(delta).items()}
+
+    def run(self, theta: Mapping[str, Tensor], inputs: Inputs) -> Any:
+        """Run the primary with given weights.
+
+        Args:
+            theta: Name to ``(K, *shape)``, as ``theta`` gives it.
+            inputs: As in ``forward``; each tensor in it is split into K groups.
+
+        Returns:
+            What the primary returns, for all samples.
+
+        Raises:
+            UsageError: If K does not divide the number of samples.
+        """
+        args, kwargs = _as_arguments(inputs)
+        num_draws = len(next(iter(theta.values())))
+        if num_draws == 1:
+            return self._call({name: t[0] for name, t in theta.items()}, args, kwargs)
+        grouped_args = tuple(_split(value, num_draws) for value in args)
+        grouped_kwargs = {name: _split(value, num_draws) for name, value in kwargs.items()}
+        if self._tracks_statistics():
+            return _join(
+                [
+                    self._call(
+                        {name: t[k] for name, t in theta.items()},
+                        tuple(_pick(value, k) for value in grouped_args),
+                        {name: _pick(value, k) for name, value in grouped_kwargs.items()},
+                    )
+                    for k in range(num_draws)
+                ]
+            )
+        in_dims = (
+            0,
+            tuple(0 if isinstance(value, Tensor) else None for value in args),
+            {name: 0 if isinstance(value, Tensor) else None for name, value in kwargs.items()},
+        )
+        output = vmap(self._call, in_dims, randomness="different")(
+            dict(theta), grouped_args, grouped_kwargs
+        )
+        return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1))
+
+    @torch.no_grad()
+    def materialize(self, gamma: Tensor | float | Sequence[float]) -> nn.Module:
+        """An ordinary network of the primary's class with the weights at one gamma.
+
+        Args:
+            gamma: A number (D = 1) or shape ``(D,)``.
+
+        Returns:
+            A copy of the primary that shares nothing with this model.
+
+        Raises:
+            UsageError: If gamma is not one valid value.
+        """
+        gamma = self.prior.check(gamma)
+        if len(gamma) != 1:
+            raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
+        network = copy.deepcopy(self.primary)
+        theta = self.theta(gamma)
+        for name, parameter in _predicted(network).items():
+            parameter.copy_(theta[name][0])
+        return network
+
+    def _call(self, theta: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return functional_call(self.primary, theta, args, kwargs)
+
+    def _tracks_statistics(self) -> bool:
+        """Whether a call writes running statistics, which ``vmap`` cannot do."""
+        return any(
+            module.training and getattr(module, "track_running_stats", False)
+            for module in self.primary.modules()
+        )
+
+
+def _predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are predicted, by name; tied ones once."""
+    ordinary = {
+        parameter
+        for module in primary.modules()
+        if isinstance(module, NORMALIZATION_LAYERS)
+        for parameter in module.parameters(recurse=False)
+    }
+    return {name: p for name, p in primary.named_parameters() if p not in ordinary}
+
+
+def _as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _split(value: Any, num_draws: int) -> Any:
+    """View a tensor ``(B, ...)`` as ``(K, B / K, ...)``; anything else goes to each group."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0 or len(value) % num_draws:
+        raise UsageError(
+            f"gamma holds {num_draws} draws, which do not divide an input of shape"
+            f" {tuple(value.shape)}: give a number of samples that K divides, or drop the last batch"
+        )
+    return value.unflatten(0, (num_draws, -1))
+
+
+def _pick(value: Any, draw: int) -> Any:
+    return value[draw] if isinstance(value, Tensor) else value
+
+
+def _join(outputs: Sequence[Any]) -> Any:
+    """Concatenate the tensors of equal structures along their first dimension."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(first, Mapping):
+        return {key: _join([output[key] for output in outputs]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(_join(values) for values in zip(*outputs, strict=True))
+    return first

@@ -1,0 +1,264 @@
+"""HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mip_lightning.errors import UsageError
+from mip_lightning.hypermodel import Formulation, HyperModel, Inputs
+from mip_lightning.hypernetwork import HypernetworkConfig
+from mip_lightning.priors import Prior
+from mip_lightning.sweep import Curve, GammaSweep
+
+DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
+"""K, or one gamma a sample (K = B)."""
+
+
+class StepOutput(NamedTuple):
+    """What a task's ``loss`` returns if it has metrics.
+
+    Attributes:
+        loss: Mean over the batch.
+        prediction: First argument of each metric's ``update``.
+        target: Second argument of each metric's ``update``.
+    """
+
+    loss: Float[Tensor, ""]
+    prediction: Tensor | None = None
+    target: Tensor | None = None
+
+
+class HyperLightningModule(LightningModule, ABC):
+    """Trains a primary network whose weights a hypernetwork predicts.
+
+    A new task overrides ``loss`` and, if it has metrics, ``configure_metrics``. Training draws
+    gamma from the prior. Validation and test sweep the prior's grid and log each metric averaged
+    over gamma (``val_accuracy``) and at the best gamma (``val_accuracy_best``); ``curves`` then
+    holds it at each gamma.
+
+    Args:
+        primary: The primary network, any module.
+        prior: p(gamma).
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
+            or ``one_per_sample``.
+        validation_grid_size: Number of gamma over which validation sweeps.
+        test_grid_size: Number of gamma over which test sweeps.
+
+    Raises:
+        UsageError: If ``draws_per_batch`` is below 1, or as ``HyperModel`` and the prior's
+            ``grid`` raise.
+
+    Example::
+
+        class Denoising(HyperLightningModule):
+            def loss(self, batch, gamma):
+                noisy, clean = batch
+                return F.mse_loss(self(noisy, gamma), clean)
+    """
+
+    monitor: ClassVar[str] = "val_loss"
+    """The logged value by which the best checkpoint is chosen."""
+
+    mode: ClassVar[Literal["min", "max"]] = "min"
+    """Whether a small or a large ``monitor`` is good."""
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        draws_per_batch: DrawsPerBatch = 1,
+        validation_grid_size: int = 5,
+        test_grid_size: int = 11,
+    ) -> None:
+        super().__init__()
+        # The command line gives parsed, plain values to save. Objects given from Python are not
+        # plain: a checkpoint that held them would not load with weights_only=True.
+        objects = [] if _made_by_command_line() else ["primary", "prior", "hypernetwork"]
+        self.save_hyperparameters(ignore=objects)
+        if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
+            raise UsageError(
+                f"draws_per_batch={draws_per_batch}: draw 1 or more, or 'one_per_sample'"
+            )
+        self.model = HyperModel(primary, prior, formulation, hypernetwork)
+        self.draws_per_batch = draws_per_batch
+        self.gamma_seed = torch.initial_seed()
+        self.validation_sweep = GammaSweep(
+            prior.grid(validation_grid_size), self.configure_metrics()
+        )
+        self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
+        self.curves: dict[str, Curve] = {}
+        self._own_gamma: Tensor | None = None
+
+    @abstractmethod
+    def loss(self, batch: Any, gamma: Float[Tensor, "K D"]) -> Float[Tensor, ""] | StepOutput:
+        """The loss of a batch at K draws of gamma; override it.
+
+        Call the primary as ``self(inputs, gamma)``.
+
+        Args:
+            batch: What the data loader gives.
+            gamma: The draws.
+
+        Returns:
+            The loss, or a ``StepOutput`` with what the metrics take.
+        """
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """The task's metrics by name; none unless overridden."""
+        return {}
+
+    def forward(self, inputs: Inputs, gamma: Tensor | float | Sequence[float]) -> Any:
+        """Run the primary with the weights predicted at gamma, as ``HyperModel.forward`` does.
+
+        A gamma that this module drew for the current step is not checked, so that the step does
+        not wait for the device.
+        """
+        if gamma is self._own_gamma:
+            return self.model.run(self.model.theta(gamma), inputs)
+        return self.model(inputs, gamma)
+
+    def draw_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
+        """Draw gamma for a training batch.
+
+        A function of the seed, the epoch, the batch index and the rank alone, so that a resumed
+        run draws what the undisturbed one would have drawn.
+        """
+        num_draws = (
+            batch_size(batch) if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
+        )
+        entropy = [self.gamma_seed, self.current_epoch, batch_idx, self.global_rank]
+        (seed,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seed))
+        return self.model.prior.sample(num_draws, generator)
+
+    def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
+        """Draw gamma, compute the loss, and log both."""
+        gamma = self.draw_gamma(batch, batch_idx)
+        size = batch_size(batch)
+        self.log("gamma", gamma.mean(), prog_bar=True, batch_size=size)
+        loss = self.evaluate_at(batch, gamma.to(self.device, non_blocking=True)).loss
+        self.log("train_loss", loss, prog_bar=True, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add the batch at each gamma of the validation grid."""
+        self._sweep(self.validation_sweep, batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add the batch at each gamma of the test grid."""
+        self._sweep(self.test_sweep, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation curves."""
+        self._log_curves("val", self.validation_sweep)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test curves."""
+        self._log_curves("test", self.test_sweep)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """A fused Adam at the paper's learning rate; the command line's optimizer replaces it."""
+        return torch.optim.Adam(self.parameters(), lr=3e-4, fused=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the gamma stream."""
+        checkpoint["gamma_seed"] = self.gamma_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the gamma stream; refuse the checkpoint of another model.
+
+        Raises:
+            UsageError: If names or shapes of the checkpoint's tensors differ from this model's.
+        """
+        self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
+        if self.strict_loading:
+            _check_same_tensors(checkpoint["state_dict"], self.state_dict())
+
+    def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
+        """The loss of a batch at gamma values that this module drew or took from a grid."""
+        self._own_gamma = gamma
+        try:
+            output = self.loss(batch, gamma)
+        finally:
+            self._own_gamma = None
+        return output if isinstance(output, StepOutput) else StepOutput(output)
+
+    def _sweep(self, sweep: GammaSweep, batch: Any) -> None:
+        size = batch_size(batch)
+        for index, gamma in enumerate(sweep.grid.split(1)):
+            loss, prediction, target = self.evaluate_at(batch, gamma)
+            sweep.update(index, loss, size, prediction, target)
+
+    def _log_curves(self, stage: str, sweep: GammaSweep) -> None:
+        self.curves = sweep.compute()
+        for name, curve in self.curves.items():
+            key = f"{stage}_{name}"
+            # Every rank holds the same curve; the reduction only tells Lightning so.
+            self.log(key, curve.mean, prog_bar=key == self.monitor, sync_dist=True)
+            if curve.best is not None:
+                self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples: the length of the first tensor in a batch.
+
+    Raises:
+        UsageError: If the batch holds no tensor.
+    """
+    for tensor in _tensors(batch):
+        return len(tensor)
+    raise UsageError(f"a batch of type {type(batch).__name__} holds no tensor to count samples by")
+
+
+def _tensors(batch: Any) -> Iterable[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        for value in batch:
+            yield from _tensors(value)
+
+
+class _GivenHyperparameters(HyperparametersMixin):
+    """Sees what Lightning's command line hands to every ``save_hyperparameters``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+
+def _made_by_command_line() -> bool:
+    return "_instantiator" in _GivenHyperparameters().hparams
+
+
+def _check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    differences = [
+        f"{name} is {_shape(found, name)} there, {_shape(expected, name)} here"
+        for name in [*expected, *(name for name in found if name not in expected)]
+        if _shape(found, name) != _shape(expected, name)
+    ]
+    if differences:
+        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise UsageError(
+            f"ckpt_path: the checkpoint is of another model: {'; '.join(differences[:4])}{more}."
+            " Give the primary, prior and hypernetwork that it was trained with"
+        )
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(tensors[name].shape)) if name in tensors else "missing"

@@ -1,0 +1,6 @@
+"""The paper's primary networks: ordinary modules that know nothing of hypernetworks."""
+
+from mip_lightning.networks.lenet import LeNet
+from mip_lightning.networks.multilayer_perceptron import MultilayerPerceptron
+
+__all__ = ["LeNet", "MultilayerPerceptron"]
