@@ -103,6 +103,7 @@ class HyperModel(nn.Module):
         choice = FORMULATIONS[formulation]
         self.primary = primary
         self.prior = prior
+        self.formulation = formulation
         encoding = (hypernetwork.encoding or choice.encoding)(prior)
         self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork)
         if not choice.keeps_theta0:

@@ -11,12 +11,13 @@ MIN_SIZE = 8
 class LeNet(nn.Module):
     """LeNet with ReLU, its first fully connected layer replaced by two convolutions.
 
-    Convolutions of 6, 16, 32 and 64 features; max-pooling by 2 after the first two; average
-    pooling to 2 x 2, so that any image from 8 x 8 pixels fits; fully connected layers of 84 and
+    Convolutions of 6, 16, 32 and 64 features; max-pooling by 2 after the first two, and to
+    2 x 2 after the last, so that any image from 8 x 8 pixels fits; fully connected layers of 84 and
     ``num_classes``.
 
     Source: paper, Section A.2, which names the 32 and 64 features; the rest is LeCun et al.,
-    "Gradient-Based Learning Applied to Document Recognition", 1998, Section II.B.
+    "Gradient-Based Learning Applied to Document Recognition", 1998, Section II.B. Weights start
+    by Kaiming normal for ReLU, biases at zero.
 
     Args:
         num_classes: Number of classes C.
@@ -36,11 +37,15 @@ class LeNet(nn.Module):
             nn.ReLU(),
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            nn.AdaptiveMaxPool2d(2),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(), nn.Linear(64 * 2 * 2, 84), nn.ReLU(), nn.Linear(84, num_classes)
         )
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """Classify images.

@@ -1,0 +1,90 @@
+"""Where callbacks put their files, so that none is half-written and none is overwritten."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.figure import Figure
+
+Value: TypeAlias = str | int | float
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of this run's files: the file logger's, or else ``default_root_dir``.
+
+    Call it on all ranks, from ``setup``: Lightning broadcasts the answer of rank 0.
+    """
+    if isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
+        folder = trainer.log_dir
+    else:
+        folder = trainer.strategy.broadcast(trainer.default_root_dir)
+    return Path(folder or ".")
+
+
+def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, and to each logger that takes figures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished.png")
+    figure.savefig(unfinished, dpi=150)
+    unfinished.replace(path)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(path.stem, figure, trainer.global_step)
+
+
+class StepTable:
+    """A CSV file that grows as training goes on, each row with the ``step`` it belongs to.
+
+    A resumed run goes on with the file, without the rows that the interrupted run wrote after
+    the checkpoint. A run that is not resumed takes a new name where the file is there.
+
+    Args:
+        path: The CSV file.
+        columns: Names of the columns; one is ``step``.
+        resumed_at: The checkpoint's step; ``None`` if the run starts anew.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], resumed_at: int | None) -> None:
+        self.columns = list(columns)
+        self.rows: list[Mapping[str, Value]] = []
+        if resumed_at is None:
+            self.path = _free(path)
+            return
+        self.path = path
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
+            unfinished = path.with_suffix(".unfinished.csv")
+            self._write(unfinished, self.rows, "w")
+            unfinished.replace(path)
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last row; -1 where there is none."""
+        return int(self.rows[-1]["step"]) if self.rows else -1
+
+    def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
+        """Add rows, in memory and in the file."""
+        new = list(rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(self.path, new, "a")
+        self.rows += new
+
+    def _write(self, path: Path, rows: Iterable[Mapping[str, Value]], mode: str) -> None:
+        with path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first ``name_1``, ``name_2``, ... that is not there."""
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}_{number}")
+    return candidate

@@ -1,0 +1,106 @@
+"""GammaCurve: each evaluation metric against gamma."""
+
+from pathlib import Path
+
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder
+from mip_lightning.module import HyperLightningModule
+from mip_lightning.sweep import Curve
+
+
+class GammaCurve(Callback):
+    """Writes each metric at each gamma of the grid, after every validation and test.
+
+    ``val_gamma_curve.csv`` has a row for each validation and gamma; ``test_gamma_curve.csv`` one
+    for each gamma, beside the figure ``test_gamma_curve.png``, which TensorBoard gets too. They
+    are in the run's folder. Modules that are no HyperLightningModule are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._resumed_at: int | None = None
+        self._table: StepTable | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, on all ranks."""
+        self._folder = run_folder(trainer)
+        self._resumed_at = None
+        self._table = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember at which step a run is resumed."""
+        self._resumed_at = trainer.global_step if trainer.ckpt_path else None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation curves."""
+        if isinstance(pl_module, HyperLightningModule) and _writes(trainer):
+            self._write(trainer, pl_module.validation_sweep.grid, pl_module.curves, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and draw the test curves, and say where they are."""
+        if isinstance(pl_module, HyperLightningModule) and _writes(trainer):
+            grid = pl_module.test_sweep.grid
+            path = self._write(trainer, grid, pl_module.curves, "test")
+            figure = draw_curves(grid.cpu(), pl_module.curves)
+            publish_figure(trainer, figure, path.with_suffix(".png"))
+            rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
+
+    def _write(
+        self, trainer: Trainer, grid: Float[Tensor, "n D"], curves: dict[str, Curve], stage: str
+    ) -> Path:
+        dimensions = [f"gamma_{d}" for d in range(grid.shape[1])]
+        if self._table is None:
+            self._table = StepTable(
+                self._folder / f"{stage}_gamma_curve.csv",
+                ["step", "epoch", *dimensions, *curves],
+                self._resumed_at,
+            )
+        metrics = zip(*(curve.values.tolist() for curve in curves.values()), strict=True)
+        self._table.append(
+            {
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+                **dict(zip(dimensions, gamma, strict=True)),
+                **dict(zip(curves, values, strict=True)),
+            }
+            for gamma, values in zip(grid.tolist(), metrics, strict=True)
+        )
+        return self._table.path
+
+
+def _writes(trainer: Trainer) -> bool:
+    return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.sanity_checking
+
+
+def draw_curves(grid: Float[Tensor, "n D"], curves: dict[str, Curve]) -> Figure:
+    """A panel for each metric: its value at each gamma, its mean, and its best gamma.
+
+    Args:
+        grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
+        curves: The metrics by name.
+    """
+    one = grid.shape[1] == 1
+    x = grid[:, 0] if one else grid.norm(dim=1)
+    order = x.argsort()
+    figure = Figure(figsize=(3.6 * len(curves), 3.6), layout="constrained")
+    figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
+    for axes, (name, curve) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        values = curve.values.cpu()
+        axes.plot(x[order], values[order], "o-")
+        axes.axhline(float(curve.mean), color="grey", ls=":", label=f"mean {curve.mean:.4g}")
+        if curve.best is not None:
+            best = float(values[curve.best])
+            axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")
+        axes.set_title(name.replace("_", " "))
+        axes.set_xlabel(r"$\gamma$" if one else r"$|\gamma|$")
+        axes.set_ylabel(name.replace("_", " "))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure

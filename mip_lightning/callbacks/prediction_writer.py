@@ -1,0 +1,98 @@
+"""PredictionWriter: what ``predict`` returns, in one file."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from mip_lightning.callbacks.files import run_folder
+from mip_lightning.errors import UsageError
+
+SUFFIXES = (".csv", ".pt")
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes the predictions of all batches and ranks, in the order of the data.
+
+    A task's ``predict_step`` returns a mapping of names to tensors whose first dimension is the
+    sample. A ``.csv`` file has a row for each sample and a column for each number (``name``, or
+    ``name_0``, ``name_1``, ... where a sample has several); a ``.pt`` file holds the mapping.
+
+    Args:
+        path: The file, relative to the run's folder unless absolute.
+
+    Raises:
+        UsageError: If the suffix is neither ``.csv`` nor ``.pt``.
+    """
+
+    def __init__(self, path: str = "predictions.csv") -> None:
+        super().__init__(write_interval="epoch")
+        self.path = Path(path)
+        if self.path.suffix not in SUFFIXES:
+            raise UsageError(
+                f"path={path!r}: predictions are written as {' or '.join(SUFFIXES)}, by suffix"
+            )
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, on all ranks."""
+        super().setup(trainer, pl_module, stage)
+        self._folder = run_folder(trainer)
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Mapping[str, Tensor]],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Gather from all ranks and write on the first."""
+        (indices_of_batches,) = batch_indices  # one data loader
+        indices = torch.tensor([i for batch in indices_of_batches for i in batch])
+        columns = {
+            name: torch.cat([batch[name].cpu() for batch in predictions])
+            for name in (predictions[0] if predictions else {})
+        }
+        parts: list[Any] = [(indices, columns)]
+        if trainer.world_size > 1:
+            parts *= trainer.world_size
+            torch.distributed.all_gather_object(parts, (indices, columns))
+        if not trainer.is_global_zero:
+            return
+        parts = [part for part in parts if part[1]]
+        order = torch.cat([indices for indices, _ in parts]).argsort()
+        merged = {
+            name: torch.cat([columns[name] for _, columns in parts])[order]
+            for name in parts[0][1]
+        }
+        path = self._folder / self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        if path.suffix == ".pt":
+            torch.save(merged, unfinished)
+        else:
+            _write_csv(unfinished, merged)
+        unfinished.replace(path)
+        rank_zero_info(f"Predictions of {len(order)} samples: {path}")
+
+
+def _write_csv(path: Path, columns: Mapping[str, Tensor]) -> None:
+    flat = {name: tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+            for name, tensor in columns.items()}
+    header = [
+        name if tensor.shape[1] == 1 else f"{name}_{i}"
+        for name, tensor in flat.items()
+        for i in range(tensor.shape[1])
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sample", *header])
+        rows = zip(*(tensor.tolist() for tensor in flat.values()), strict=True)
+        writer.writerows([i, *(v for part in row for v in part)] for i, row in enumerate(rows))

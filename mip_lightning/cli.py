@@ -1,0 +1,235 @@
+"""The command line: ``mip-lightning fit | validate | test | predict``, by LightningCLI."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+# Classes of these packages go by their short names in a configuration.
+from mip_lightning import callbacks, data, networks, tasks  # noqa: F401
+from mip_lightning import run_directory
+from mip_lightning.callbacks import GammaCurve, PredictionWriter, RunProgressBar
+from mip_lightning.errors import UsageError
+from mip_lightning.module import HyperLightningModule
+
+NEEDS_CHECKPOINT = ("validate", "test", "predict")
+
+NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+)
+"""Lines of a parser's message that say nothing to a user."""
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the line that matters and exit with status 2."""
+        if ex is not None and (usage := _usage_error(ex)):
+            message = str(usage)
+        self.exit(2, f"mip-lightning: error: {_one_line(message)}\n")
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the parsed configuration to the run's folder, under a new name in a resumed run."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, on rank 0."""
+        folder = Path(trainer.default_root_dir)
+        path, number = folder / run_directory.CONFIG, 0
+        while path.exists():
+            number += 1
+            path = folder / f"config_{number}.yaml"
+        self.parser.save(self.config, path, skip_none=False)
+
+
+class MipLightningCLI(LightningCLI):
+    """LightningCLI in subclass mode, with a run directory that nothing overwrites."""
+
+    def __init__(self, args: Sequence[str] | None, parser_kwargs: dict[str, Any]) -> None:
+        super().__init__(
+            HyperLightningModule,
+            LightningDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_kwargs=parser_kwargs,
+            parser_class=OneLineParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=None if args is None else list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run directory and what every run has: checkpoints, curves, predictions."""
+        parser.add_argument(
+            "--run_name", type=str, default="default", help="The run goes to runs/RUN_NAME/version_N."
+        )
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run, instead of runs/RUN_NAME/version_N (fit) or a folder in the"
+            " run that wrote the checkpoint (validate, test, predict).",
+        )
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments(
+            "model", "checkpoint.monitor", lambda model: model.monitor, apply_on="instantiate"
+        )
+        parser.link_arguments(
+            "model", "checkpoint.mode", lambda model: model.mode, apply_on="instantiate"
+        )
+        parser.add_class_arguments(PredictionWriter, "predictions")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to evaluate random weights, before anything is built."""
+        checkpoint = self._option("ckpt_path")
+        if self.subcommand in NEEDS_CHECKPOINT and checkpoint is None:
+            raise UsageError(
+                f"{self.subcommand} needs trained weights: give --ckpt_path"
+                " runs/NAME/VERSION/checkpoints/best.ckpt"
+            )
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise UsageError(f"ckpt_path={checkpoint!r}: there is no such file")
+
+    def instantiate_classes(self) -> None:
+        """Build the module, the data and the trainer."""
+        with warnings.catch_warnings():
+            # The module's own Adam is there to be replaced by the optimizer that is named here.
+            warnings.filterwarnings("ignore", ".*configure_optimizers` will be overridden by.*")
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer around the run's folder."""
+        options = self.config_init[self.subcommand]
+        kwargs["callbacks"] = self._callbacks(options)
+        if options["trainer"]["fast_dev_run"]:
+            return super().instantiate_trainer(**kwargs)
+        folder = run_directory.claim(
+            str(self.subcommand),
+            options["run_name"],
+            options["run_dir"],
+            self._option("ckpt_path"),
+        )
+        if folder is not None:
+            kwargs["default_root_dir"] = folder
+            if options["trainer"]["logger"] in (None, True):
+                kwargs["logger"] = _loggers(folder)
+            checkpoint = options["checkpoint"]
+            if checkpoint.dirpath is None:
+                # Absolute, for Lightning warns where it is another string than in the checkpoint.
+                fitted = self._option("ckpt_path") if self.subcommand != "fit" else None
+                own = Path(fitted).parent if fitted else folder / run_directory.CHECKPOINTS
+                checkpoint.dirpath = str(own.resolve())
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, options: Namespace) -> list[Callback]:
+        """The user's callbacks and what every run has, unless the user has one of its kind."""
+        callbacks: list[Callback] = list(options["trainer"]["callbacks"] or [])
+
+        def lacks(kind: type[Callback]) -> bool:
+            return not any(isinstance(callback, kind) for callback in callbacks)
+
+        if lacks(GammaCurve):
+            callbacks.append(GammaCurve())
+        if lacks(ProgressBar) and options["trainer"]["enable_progress_bar"] is not False:
+            callbacks.append(RunProgressBar())
+        if options["trainer"]["enable_checkpointing"] is not False:
+            callbacks.append(options["checkpoint"])
+        if self.subcommand == "predict":
+            callbacks.append(options["predictions"])
+        return callbacks
+
+    def _option(self, name: str) -> str | None:
+        value = self.config[self.subcommand].get(name)
+        return None if value is None else str(value)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The arguments; by default those of the process.
+    """
+    # Lightning 2.6 asks torch's pytrees in a way that torch 2.13 deprecates; nothing is wrong.
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+    try:
+        MipLightningCLI(args, _parser_kwargs(sys.argv[1:] if args is None else args))
+    except (UsageError, ValueError, TypeError) as error:
+        usage = _usage_error(error)
+        if usage is None:
+            raise
+        sys.exit(f"mip-lightning: error: {_one_line(str(usage))}")
+
+
+def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
+    """Evaluation of a run's checkpoint takes the run's own configuration, unless one is given."""
+    kwargs: dict[str, Any] = {"version": version("mip-lightning")}
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("subcommand", nargs="?")
+    options.add_argument("--config", "-c")
+    options.add_argument("--ckpt_path")
+    given, _ = options.parse_known_args(args)
+    if given.subcommand in NEEDS_CHECKPOINT and given.ckpt_path and not given.config:
+        origin = run_directory.run_of_checkpoint(given.ckpt_path)
+        if origin is not None:
+            config = str(origin / run_directory.CONFIG)
+            kwargs[given.subcommand] = {"default_config_files": [config]}
+    return kwargs
+
+
+def _loggers(folder: Path) -> list[Logger]:
+    """TensorBoard in the run's folder, and ``metrics.csv`` in ``csv/`` (``csv_1`` once resumed)."""
+    number, name = 0, "csv"
+    while (folder / name).exists():
+        number += 1
+        name = f"csv_{number}"
+    return [
+        TensorBoardLogger(folder, name="", version=""),
+        CSVLogger(folder, name="", version=name),
+    ]
+
+
+def _usage_error(error: BaseException | None) -> UsageError | None:
+    """The usage error behind an error, which the parser may have wrapped."""
+    for cause in _causes(error):
+        if isinstance(cause, UsageError):
+            return cause
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(message: str) -> str:
+    kept = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if text.startswith("Given value"):
+            break
+        if text and not text.startswith(NOISE):
+            kept.append(text)
+    return " ".join(kept)
