@@ -1,6 +1,8 @@
 """The command line: ``mip-lightning fit | validate | test | predict``, by LightningCLI."""
 
 import argparse
+import difflib
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,11 +17,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 # Classes of these packages go by their short names in a configuration.
-from mip_lightning import callbacks, data, networks, tasks  # noqa: F401
-from mip_lightning import run_directory
+from mip_lightning import callbacks, data, encodings, networks, priors, tasks
 from mip_lightning.callbacks import GammaCurve, PredictionWriter, RunProgressBar
 from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.run_directory import CHECKPOINTS, CONFIG, claim, run_of_checkpoint
 
 NEEDS_CHECKPOINT = ("validate", "test", "predict")
 
@@ -31,6 +33,9 @@ NOISE = (
     "Expected a path but",
 )
 """Lines of a parser's message that say nothing to a user."""
+
+UNKNOWN_CLASS = "Expected a dot import path string:"
+"""How the parser says that a class is not known."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -49,7 +54,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0."""
         folder = Path(trainer.default_root_dir)
-        path, number = folder / run_directory.CONFIG, 0
+        path, number = folder / CONFIG, 0
         while path.exists():
             number += 1
             path = folder / f"config_{number}.yaml"
@@ -76,7 +81,10 @@ class MipLightningCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and what every run has: checkpoints, curves, predictions."""
         parser.add_argument(
-            "--run_name", type=str, default="default", help="The run goes to runs/RUN_NAME/version_N."
+            "--run_name",
+            type=str,
+            default="default",
+            help="The run goes to runs/RUN_NAME/version_N.",
         )
         parser.add_argument(
             "--run_dir",
@@ -101,16 +109,26 @@ class MipLightningCLI(LightningCLI):
         )
         parser.add_class_arguments(PredictionWriter, "predictions")
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse to evaluate random weights, before anything is built."""
-        checkpoint = self._option("ckpt_path")
-        if self.subcommand in NEEDS_CHECKPOINT and checkpoint is None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse to evaluate random weights before anything is built."""
+        super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        self._model_options = options.model.clone()
+        if options.ckpt_path is None and self.config.subcommand in NEEDS_CHECKPOINT:
             raise UsageError(
-                f"{self.subcommand} needs trained weights: give --ckpt_path"
+                f"{self.config.subcommand} needs trained weights: give --ckpt_path"
                 " runs/NAME/VERSION/checkpoints/best.ckpt"
             )
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise UsageError(f"ckpt_path={checkpoint!r}: there is no such file")
+        if options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
+            raise UsageError(f"ckpt_path={str(options.ckpt_path)!r}: there is no such file")
+
+    def before_instantiate_classes(self) -> None:
+        """Let what the user says of the model win over what the checkpoint says.
+
+        Lightning would ignore in silence a model that differs from the checkpoint's. So the
+        checkpoint of another primary is refused, and ``--model.ensemble_size`` has its effect.
+        """
+        self.config[self.subcommand].model = self._model_options
 
     def instantiate_classes(self) -> None:
         """Build the module, the data and the trainer."""
@@ -125,11 +143,11 @@ class MipLightningCLI(LightningCLI):
         kwargs["callbacks"] = self._callbacks(options)
         if options["trainer"]["fast_dev_run"]:
             return super().instantiate_trainer(**kwargs)
-        folder = run_directory.claim(
+        folder = claim(
             str(self.subcommand),
             options["run_name"],
             options["run_dir"],
-            self._option("ckpt_path"),
+            options["ckpt_path"],
         )
         if folder is not None:
             kwargs["default_root_dir"] = folder
@@ -138,8 +156,8 @@ class MipLightningCLI(LightningCLI):
             checkpoint = options["checkpoint"]
             if checkpoint.dirpath is None:
                 # Absolute, for Lightning warns where it is another string than in the checkpoint.
-                fitted = self._option("ckpt_path") if self.subcommand != "fit" else None
-                own = Path(fitted).parent if fitted else folder / run_directory.CHECKPOINTS
+                fitted = self.subcommand != "fit"
+                own = Path(options["ckpt_path"]).parent if fitted else folder / CHECKPOINTS
                 checkpoint.dirpath = str(own.resolve())
         return super().instantiate_trainer(**kwargs)
 
@@ -160,10 +178,6 @@ class MipLightningCLI(LightningCLI):
             callbacks.append(options["predictions"])
         return callbacks
 
-    def _option(self, name: str) -> str | None:
-        value = self.config[self.subcommand].get(name)
-        return None if value is None else str(value)
-
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
@@ -175,7 +189,9 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     try:
         MipLightningCLI(args, _parser_kwargs(sys.argv[1:] if args is None else args))
-    except (UsageError, ValueError, TypeError) as error:
+    except pickle.UnpicklingError:
+        sys.exit("mip-lightning: error: ckpt_path: that file is no checkpoint of plain values")
+    except (ValueError, TypeError) as error:
         usage = _usage_error(error)
         if usage is None:
             raise
@@ -191,9 +207,9 @@ def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
     options.add_argument("--ckpt_path")
     given, _ = options.parse_known_args(args)
     if given.subcommand in NEEDS_CHECKPOINT and given.ckpt_path and not given.config:
-        origin = run_directory.run_of_checkpoint(given.ckpt_path)
+        origin = run_of_checkpoint(given.ckpt_path)
         if origin is not None:
-            config = str(origin / run_directory.CONFIG)
+            config = str(origin / CONFIG)
             kwargs[given.subcommand] = {"default_config_files": [config]}
     return kwargs
 
@@ -230,6 +246,22 @@ def _one_line(message: str) -> str:
         text = line.strip().removeprefix("- ")
         if text.startswith("Given value"):
             break
+        if text.startswith(UNKNOWN_CLASS):
+            text = _unknown_class(text.removeprefix(UNKNOWN_CLASS).strip())
         if text and not text.startswith(NOISE):
             kept.append(text)
     return " ".join(kept)
+
+
+def _unknown_class(name: str) -> str:
+    known = [
+        n
+        for package in (tasks, callbacks, data, networks, priors, encodings)
+        for n, value in vars(package).items()
+        if isinstance(value, type)
+    ]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"there is no class {name!r}{hint}: name one of this library, or another by its import path"
+    )

@@ -247,7 +247,8 @@ def _split(value: Any, num_draws: int) -> Any:
     if value.ndim == 0 or len(value) % num_draws:
         raise UsageError(
             f"gamma holds {num_draws} draws, which do not divide an input of shape"
-            f" {tuple(value.shape)}: give a number of samples that K divides, or drop the last batch"
+            f" {tuple(value.shape)}: give a batch that K divides (drop_last=True leaves out the"
+            " last, smaller one)"
         )
     return value.unflatten(0, (num_draws, -1))
 

@@ -52,7 +52,8 @@ def initialize_head_weight(
     Source: the package HyperLight 0.0.5, which re-initializes its last layer so.
     """
     for rows, (shape, size) in zip(
-        weight.split(layout.sizes), zip(layout.shapes.values(), layout.sizes, strict=True),
+        weight.split(layout.sizes),
+        zip(layout.shapes.values(), layout.sizes, strict=True),
         strict=True,
     ):
         if len(shape) <= 1:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric

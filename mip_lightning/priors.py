@@ -42,9 +42,7 @@ class Prior(ABC):
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
         """Levels in [0, 1] of the ``n`` grid values, in ascending order."""
 
-    def sample(
-        self, n: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n D"]:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw ``n`` values of gamma on the CPU."""
         return self.quantile(torch.rand(n, self.dim, generator=generator))
 
@@ -224,11 +222,10 @@ class Normal(Prior):
 
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         """``mean + std * Phi^-1(level)``."""
-        return self.mean + self.std * torch.special.ndtri(levels)
+        gamma: Tensor = self.mean + self.std * torch.special.ndtri(levels)
+        return gamma
 
-    def sample(
-        self, n: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n D"]:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw ``n`` values on the CPU (not through the quantile, infinite at level 0)."""
         return self.mean + self.std * torch.randn(n, self.dim, generator=generator)
 

@@ -22,9 +22,7 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path | None:
     return folder.parent if is_run else None
 
 
-def claim(
-    subcommand: str, name: str, run_dir: str | None, checkpoint: str | None
-) -> Path | None:
+def claim(subcommand: str, name: str, run_dir: str | None, checkpoint: str | None) -> Path | None:
     """Make the folder in which a command keeps its files.
 
     ``fit`` takes ``runs/<name>/version_<n>`` with the first free n. The other commands take a
@@ -45,7 +43,7 @@ def claim(
     """
     if inherited := os.environ.get(INHERITED):
         return Path(inherited)
-    if rank_zero_only.rank not in (None, 0):
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return None
     origin = run_of_checkpoint(checkpoint) if checkpoint else None
     if run_dir is not None:

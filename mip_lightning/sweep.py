@@ -47,9 +47,12 @@ class GammaSweep(nn.Module):
     def __init__(self, grid: Float[Tensor, "n D"], metrics: Mapping[str, Metric]) -> None:
         super().__init__()
         self.register_buffer("grid", grid, persistent=False)
-        self._losses = nn.ModuleList(MeanMetric() for _ in grid)
-        self._metrics = nn.ModuleDict(
-            {name: nn.ModuleList(metric.clone() for _ in grid) for name, metric in metrics.items()}
+        self._metrics: dict[str, list[Metric]] = {
+            "loss": [MeanMetric() for _ in grid],
+            **{name: [metric.clone() for _ in grid] for name, metric in metrics.items()},
+        }
+        self.metrics = nn.ModuleDict(  # moves the metrics with the module
+            {name: nn.ModuleList(copies) for name, copies in self._metrics.items()}
         )
 
     def update(
@@ -69,31 +72,19 @@ class GammaSweep(nn.Module):
             prediction: First argument of the metrics' ``update``.
             target: Second argument of the metrics' ``update``.
         """
-        _metric(self._losses, index).update(loss, batch_size)
-        if prediction is not None:
-            for metrics in self._metrics.values():
-                _metric(metrics, index).update(prediction, target)
+        for name, copies in self._metrics.items():
+            if name == "loss":
+                copies[index].update(loss, batch_size)
+            elif prediction is not None:
+                copies[index].update(prediction, target)
 
     def compute(self) -> dict[str, Curve]:
-        """The curves of the loss and of each metric, over all ranks, then start anew."""
-        curves = {"loss": self._curve(self._losses, higher_is_better=False)}
-        for name, metrics in self._metrics.items():
-            curves[name] = self._curve(metrics, _metric(metrics, 0).higher_is_better)
+        """The curves of the loss and of each metric, over all ranks; then start anew."""
+        curves = {}
+        for name, copies in self._metrics.items():
+            values = torch.stack([metric.compute().float() for metric in copies])
+            better = False if name == "loss" else copies[0].higher_is_better
+            curves[name] = Curve(values, better)
+            for metric in copies:
+                metric.reset()
         return curves
-
-    @staticmethod
-    def _curve(metrics: nn.Module, higher_is_better: bool | None) -> Curve:
-        assert isinstance(metrics, nn.ModuleList)
-        values = []
-        for index in range(len(metrics)):
-            metric = _metric(metrics, index)
-            values.append(metric.compute().float())
-            metric.reset()
-        return Curve(torch.stack(values), higher_is_better)
-
-
-def _metric(metrics: nn.Module, index: int) -> Metric:
-    assert isinstance(metrics, nn.ModuleList)
-    metric = metrics[index]
-    assert isinstance(metric, Metric)
-    return metric

@@ -24,6 +24,12 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(folder or ".")
 
 
+def writes_files(trainer: Trainer) -> bool:
+    """Whether this process writes files: rank 0, and not in ``fast_dev_run``."""
+    # Lightning documents the attribute but sets it from elsewhere, where mypy does not see it.
+    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
 def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
     """Write a figure as PNG, and to each logger that takes figures."""
     path.parent.mkdir(parents=True, exist_ok=True)

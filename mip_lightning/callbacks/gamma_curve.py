@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder
+from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder, writes_files
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import Curve
 
@@ -38,12 +38,14 @@ class GammaCurve(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation curves."""
-        if isinstance(pl_module, HyperLightningModule) and _writes(trainer):
+        if trainer.sanity_checking or not writes_files(trainer):
+            return
+        if isinstance(pl_module, HyperLightningModule):
             self._write(trainer, pl_module.validation_sweep.grid, pl_module.curves, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the test curves, and say where they are."""
-        if isinstance(pl_module, HyperLightningModule) and _writes(trainer):
+        if isinstance(pl_module, HyperLightningModule) and writes_files(trainer):
             grid = pl_module.test_sweep.grid
             path = self._write(trainer, grid, pl_module.curves, "test")
             figure = draw_curves(grid.cpu(), pl_module.curves)
@@ -71,10 +73,6 @@ class GammaCurve(Callback):
             for gamma, values in zip(grid.tolist(), metrics, strict=True)
         )
         return self._table.path
-
-
-def _writes(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.sanity_checking
 
 
 def draw_curves(grid: Float[Tensor, "n D"], curves: dict[str, Curve]) -> Figure:

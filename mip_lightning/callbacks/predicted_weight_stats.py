@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder
+from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder, writes_files
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.module import HyperLightningModule
@@ -121,7 +121,7 @@ class PredictedWeightStats(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record before training, or go on where a resumed run stopped."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not writes_files(trainer):
             return
         model = _model(pl_module)
         self._grid = model.prior.grid(self.grid_size)

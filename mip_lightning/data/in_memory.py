@@ -43,9 +43,7 @@ class InMemoryClassification(LightningDataModule, ABC):
         if num_train is not None and num_train < 2:
             raise UsageError(f"num_train={num_train}: keep at least 2 samples")
         if not 0.0 <= validation_fraction < 1.0:
-            raise UsageError(
-                f"validation_fraction={validation_fraction}: give a share in [0, 1)"
-            )
+            raise UsageError(f"validation_fraction={validation_fraction}: give a share in [0, 1)")
         self.batch_size = batch_size
         self.num_train = num_train
         self.validation_fraction = validation_fraction

@@ -43,7 +43,7 @@ class LeNet(nn.Module):
             nn.Flatten(), nn.Linear(64 * 2 * 2, 84), nn.ReLU(), nn.Linear(84, num_classes)
         )
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 

@@ -1,4 +1,7 @@
-"""A multilayer perceptron. (``MLP`` is torchvision's name; two of one name need a full path.)"""
+"""A multilayer perceptron.
+
+Not called ``MLP``: torchvision has one, and of two classes neither goes by its short name.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise

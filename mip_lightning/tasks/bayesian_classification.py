@@ -89,13 +89,12 @@ class BayesianClassification(HyperLightningModule):
         self.register_buffer(
             "ensemble_gamma", prior.sample(ensemble_size, generator), persistent=False
         )
-        self.ensemble_metrics = nn.ModuleDict(
-            {
-                **self.configure_metrics(),
-                "predictive_entropy": MeanMetric(),
-                "mutual_information": MeanMetric(),
-            }
-        )
+        self._ensemble_metrics: dict[str, Metric] = {
+            **self.configure_metrics(),
+            "predictive_entropy": MeanMetric(),
+            "mutual_information": MeanMetric(),
+        }
+        self.ensemble_metrics = nn.ModuleDict(self._ensemble_metrics)  # moves with the module
 
     def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """Cross-entropy, in nats, with label smoothing where asked for."""
@@ -118,7 +117,7 @@ class BayesianClassification(HyperLightningModule):
         images, labels = batch
         log_probabilities = self._draw_predictions(images)
         average = ensemble(log_probabilities)
-        metrics = self.ensemble_metrics
+        metrics = self._ensemble_metrics
         for name in self.configure_metrics():
             metrics[name].update(average, labels)
         metrics["predictive_entropy"].update(entropy(average))
@@ -127,7 +126,7 @@ class BayesianClassification(HyperLightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test curves and what holds of the ensemble."""
         super().on_test_epoch_end()
-        for name, metric in self.ensemble_metrics.items():
+        for name, metric in self._ensemble_metrics.items():
             self.log(f"test_{name}_ensemble", metric.compute(), sync_dist=True)
             metric.reset()
 

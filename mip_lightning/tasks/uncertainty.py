@@ -24,7 +24,8 @@ def entropy(log_probabilities: Float[Tensor, "*shape C"]) -> Float[Tensor, "*sha
     Args:
         log_probabilities: Normalized over the last dimension.
     """
-    return torch.special.entr(log_probabilities.exp()).sum(dim=-1)
+    terms: Tensor = torch.special.entr(log_probabilities.exp())
+    return terms.sum(dim=-1)
 
 
 def mutual_information(log_probabilities: Float[Tensor, "M B C"]) -> Float[Tensor, " B"]:
