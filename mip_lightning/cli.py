@@ -25,6 +25,18 @@ from mip_lightning.run_directory import CHECKPOINTS, CONFIG, claim, run_of_check
 
 NEEDS_CHECKPOINT = ("validate", "test", "predict")
 
+EXPECTED_WARNINGS = (
+    # The module's own Adam is there to be replaced by the optimizer that is named.
+    r".*configure_optimizers` will be overridden by",
+    # Evaluation saves no checkpoints, so it needs no checkpoint callback.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # A run that is resumed in its own folder finds its checkpoints there.
+    r"Checkpoint directory .* exists and is not empty",
+    # Lightning 2.6 calls what torch 2.15 deprecates.
+    r".*isinstance\(treespec, LeafSpec\)",
+)
+"""Warnings that tell the user of this command line nothing, each with its reason."""
+
 NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -130,17 +142,12 @@ class MipLightningCLI(LightningCLI):
         """
         self.config[self.subcommand].model = self._model_options
 
-    def instantiate_classes(self) -> None:
-        """Build the module, the data and the trainer."""
-        with warnings.catch_warnings():
-            # The module's own Adam is there to be replaced by the optimizer that is named here.
-            warnings.filterwarnings("ignore", ".*configure_optimizers` will be overridden by.*")
-            super().instantiate_classes()
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer around the run's folder."""
         options = self.config_init[self.subcommand]
         kwargs["callbacks"] = self._callbacks(options)
+        if self.subcommand != "fit":
+            kwargs["enable_checkpointing"] = False
         if options["trainer"]["fast_dev_run"]:
             return super().instantiate_trainer(**kwargs)
         folder = claim(
@@ -154,11 +161,7 @@ class MipLightningCLI(LightningCLI):
             if options["trainer"]["logger"] in (None, True):
                 kwargs["logger"] = _loggers(folder)
             checkpoint = options["checkpoint"]
-            if checkpoint.dirpath is None:
-                # Absolute, for Lightning warns where it is another string than in the checkpoint.
-                fitted = self.subcommand != "fit"
-                own = Path(options["ckpt_path"]).parent if fitted else folder / CHECKPOINTS
-                checkpoint.dirpath = str(own.resolve())
+            checkpoint.dirpath = checkpoint.dirpath or str((folder / CHECKPOINTS).resolve())
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, options: Namespace) -> list[Callback]:
@@ -172,7 +175,7 @@ class MipLightningCLI(LightningCLI):
             callbacks.append(GammaCurve())
         if lacks(ProgressBar) and options["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(RunProgressBar())
-        if options["trainer"]["enable_checkpointing"] is not False:
+        if self.subcommand == "fit" and options["trainer"]["enable_checkpointing"] is not False:
             callbacks.append(options["checkpoint"])
         if self.subcommand == "predict":
             callbacks.append(options["predictions"])
@@ -185,10 +188,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The arguments; by default those of the process.
     """
-    # Lightning 2.6 asks torch's pytrees in a way that torch 2.13 deprecates; nothing is wrong.
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     try:
-        MipLightningCLI(args, _parser_kwargs(sys.argv[1:] if args is None else args))
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            MipLightningCLI(args, _parser_kwargs(sys.argv[1:] if args is None else args))
     except pickle.UnpicklingError:
         sys.exit("mip-lightning: error: ckpt_path: that file is no checkpoint of plain values")
     except (ValueError, TypeError) as error:

@@ -1,9 +1,10 @@
 """Bayesian classification: gamma is a latent draw, the trained weights a posterior's samples."""
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
@@ -25,7 +26,8 @@ from mip_lightning.tasks.uncertainty import (
 ENSEMBLE_SEED = 0
 """Seed of the draws over which test and predict average, so that two tests agree."""
 
-ImagesAndLabels = tuple[Float[Tensor, "B *shape"], Int[Tensor, " B"]]
+ImagesAndLabels: TypeAlias = Sequence[Tensor]
+"""Images ``(B, ...)`` and integer labels ``(B,)``, as PyTorch's loaders collate them."""
 
 
 class BayesianClassification(HyperLightningModule):

@@ -1,0 +1,52 @@
+# Two commands: `make train` trains the default hypernetwork, `make test` runs the tests.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/digits/$(shell date +%Y%m%d-%H%M%S)
+BIN := $(VENV)/bin
+
+.PHONY: help train test test-all test-lowest check format clean
+
+help:  ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+train: $(VENV)/installed  ## Train on the embedded digits, then test the best checkpoint
+	$(BIN)/mip-lightning fit --config cli.yaml --run_dir $(RUN)
+	$(BIN)/mip-lightning test --ckpt_path $(RUN)/checkpoints/best.ckpt
+
+test: $(VENV)/installed-dev  ## Run the tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(VENV)/installed-dev  ## Run the tests, the slow ones too
+	$(BIN)/python -m pytest
+
+.venv-lowest/installed: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' --constraint tests/lowest.txt
+	touch $@
+
+test-lowest: .venv-lowest/installed  ## Run the tests on the lowest versions that are promised
+	.venv-lowest/bin/python -m pytest
+
+check: $(VENV)/installed-dev  ## Lint, check the format, the types and the import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev  ## Mend lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environments and caches; runs stay
+	rm -rf .venv .venv-lowest .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,46 @@
+"""What all tests share: shape checks, a clean process, and where real data may be."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Lightning 2.6 calls what jsonargparse deprecates (Lightning issue 21900); this turns the warnings
+# off by jsonargparse's own means, for their class is private and no filter may name it.
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+
+# Every annotated shape and type of the library is checked in every call that a test makes.
+install_import_hook("mip_lightning", "shape_checks.check")
+
+import torch  # noqa: E402
+from lightning.pytorch import seed_everything  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A fresh folder, seed and environment; nothing that a test sets stays."""
+    environment = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mip-lightning"])  # LightningCLI warns of foreign arguments
+    seed_everything(0, verbose=False)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        warnings.warn("a test left a process group behind", stacklevel=1)
+
+
+@pytest.fixture
+def real_mnist() -> Path:
+    """The folder of the real MNIST, where it is to be had."""
+    folder = Path(os.environ.get("MIP_TEST_DATA", ROOT.parent / "shared" / "data")) / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MIP_TEST_DATA")
+    return folder

@@ -1,0 +1,189 @@
+import csv
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_bayesian_classification import loader
+from test_bayesian_classification import make as make_task
+from test_module import trainer
+from torch import nn
+
+from mip_lightning import HyperModel, Normal, Uniform, UsageError
+from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
+from mip_lightning.callbacks.predicted_weight_stats import proportionality, weight_std
+from mip_lightning.networks import LeNet, MultilayerPerceptron
+from mip_lightning.tasks import BayesianClassification
+
+
+def rows(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_line_of_std_against_gamma_is_that_of_numpy():
+    x = torch.linspace(0, 1, 11)
+    y = 0.3 + 0.5 * x + 0.1 * torch.rand(11)
+    slope, _ = np.polyfit(x.double(), y.double(), 1)
+    r = np.corrcoef(x.double(), y.double())[0, 1]
+    fit = proportionality(x, y)
+    assert fit.slope == pytest.approx(slope / y.mean().item(), rel=1e-5)
+    assert fit.r2 == pytest.approx(r**2, rel=1e-5)
+
+
+def test_a_constant_std_has_no_slope():
+    assert proportionality(torch.linspace(0, 1, 5), torch.full((5,), 0.2)) == (0.0, 0.0)
+
+
+def test_the_default_formulation_is_a_line_through_zero_and_mip_is_flat():
+    grid = Uniform(0, 1).grid(11)
+    lines = {}
+    for formulation in ("default", "mip"):
+        torch.manual_seed(0)
+        stds = weight_std(HyperModel(LeNet(), Uniform(0, 1), formulation), grid)
+        lines[formulation] = proportionality(grid[:, 0], stds["all"])
+    assert lines["default"].r2 > 0.999999
+    assert lines["default"].slope == pytest.approx(2, abs=1e-4)  # 1 / mean(gamma)
+    assert abs(lines["mip"].slope) < 0.1
+
+
+def test_the_std_is_that_of_all_elements_together_and_of_each_tensor():
+    model = HyperModel(nn.Linear(3, 2), Normal(dim=2))
+    grid = model.prior.grid(4)
+    stds = weight_std(model, grid)
+    assert list(stds) == ["all", "weight", "bias"]
+    for i, gamma in enumerate(grid):
+        theta = {name: t[0].detach().numpy().ravel() for name, t in model.theta(gamma).items()}
+        assert stds["weight"][i] == pytest.approx(theta["weight"].std(), rel=1e-5)
+        together = np.concatenate(list(theta.values()))
+        assert stds["all"][i] == pytest.approx(together.std(), rel=1e-5)
+
+
+def test_stats_are_recorded_before_training_every_n_epochs_and_at_the_end():
+    callback = PredictedWeightStats(every_n_epochs=2, grid_size=3)
+    loggers = [TensorBoardLogger("out", name="", version=""), CSVLogger("out", version="csv")]
+    t = trainer(max_epochs=3, callbacks=[callback], logger=loggers, log_every_n_steps=1)
+    t.fit(make_task(), loader(), loader())
+    recorded = rows("out/predicted_weight_stats.csv")
+    assert list(recorded[0]) == ["step", "epoch", "tensor", "gamma_0", "std"]
+    assert sorted({(int(r["step"]), int(r["epoch"])) for r in recorded}) == [(0, 0), (6, 2), (9, 3)]
+    assert len(recorded) == 3 * 3 * 5  # times, gammas, "all" and four tensors
+    image = matplotlib.image.imread("out/predicted_weight_stats.png")
+    assert image.shape[0] > 400
+    assert image.std() > 0.05  # something is drawn
+    events = EventAccumulator("out").Reload()
+    assert [e.step for e in events.Scalars("proportionality_slope")] == [0, 6, 9]
+    assert [e.step for e in events.Scalars("proportionality_r2")] == [0, 6, 9]
+    assert "predicted_weight_stats" in events.Tags()["images"]
+    assert not list(Path("out").glob("*unfinished*"))
+
+
+@pytest.mark.parametrize("prior", [Uniform(0, 1), Normal(dim=3)])
+def test_callbacks_need_no_logger_and_any_number_of_dimensions(prior):
+    task = BayesianClassification(MultilayerPerceptron(6, 3), prior)
+    callbacks = [PredictedWeightStats(), GammaCurve()]
+    trainer(callbacks=callbacks, default_root_dir="out").fit(task, loader(), loader())
+    trainer(callbacks=callbacks, default_root_dir="out").test(task, loader(), verbose=False)
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {
+        "predicted_weight_stats.csv",
+        "predicted_weight_stats.png",
+        "val_gamma_curve.csv",
+        "test_gamma_curve.csv",
+        "test_gamma_curve.png",
+    }
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_val_batches": 0}])
+def test_callbacks_stand_shortened_runs(options):
+    t = trainer(callbacks=[PredictedWeightStats(), GammaCurve()], **options)
+    t.fit(make_task(), loader(), loader())
+    assert ("fast_dev_run" in options) == (not list(Path().iterdir()))
+
+
+def test_a_resumed_run_goes_on_with_its_files_without_a_row_twice():
+    def fit(epochs, resume=None):
+        callbacks = [PredictedWeightStats(grid_size=2), GammaCurve()]
+        t = trainer(max_epochs=epochs, callbacks=callbacks, default_root_dir="out")
+        t.fit(make_task(), loader(), loader(), ckpt_path=resume, weights_only=True)
+        return t
+
+    fit(1).save_checkpoint("one.ckpt")
+    fit(3, resume="one.ckpt")  # as if it went on too far, and was stopped
+    before = rows("out/predicted_weight_stats.csv")
+    fit(3, resume="one.ckpt")
+    after = rows("out/predicted_weight_stats.csv")
+    assert [r["step"] for r in after] == [r["step"] for r in before]
+    assert sorted({int(r["step"]) for r in after}) == [0, 3, 6, 9]
+    curve = rows("out/val_gamma_curve.csv")
+    assert [int(r["step"]) for r in curve] == [step for step in (3, 6, 9) for _ in range(5)]
+
+
+def test_a_new_run_in_the_same_folder_overwrites_nothing():
+    for _ in range(2):
+        t = trainer(callbacks=[PredictedWeightStats(), GammaCurve()], default_root_dir="out")
+        t.fit(make_task(), loader(), loader())
+    names = {path.name for path in Path("out").iterdir()}
+    assert {"predicted_weight_stats.csv", "predicted_weight_stats_1.csv"} <= names
+    assert {"predicted_weight_stats.png", "predicted_weight_stats_1.png"} <= names
+    assert {"val_gamma_curve.csv", "val_gamma_curve_1.csv"} <= names
+
+
+def test_the_test_curve_holds_what_the_module_measured():
+    task = make_task(test_grid_size=4)
+    trainer(callbacks=[GammaCurve()], default_root_dir="out").test(task, loader(), verbose=False)
+    recorded = rows("out/test_gamma_curve.csv")
+    assert [float(r["gamma_0"]) for r in recorded] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    expected = task.curves["accuracy"].values.tolist()
+    assert [float(r["accuracy"]) for r in recorded] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".pt"])
+def test_predictions_are_written_in_the_order_of_the_data(suffix):
+    task = make_task()
+    writer = PredictionWriter(f"deep/predictions{suffix}")
+    trainer(callbacks=[writer], default_root_dir="out").predict(task, loader())
+    images = loader().dataset.tensors[0]
+    expected = task.predict_step(images, 0)
+    path = Path(f"out/deep/predictions{suffix}")
+    if suffix == ".pt":
+        written = torch.load(path, weights_only=True)
+        assert written.keys() == expected.keys()
+        torch.testing.assert_close(written["probabilities"], expected["probabilities"])
+    else:
+        written = rows(path)
+        assert [int(r["sample"]) for r in written] == list(range(20))
+        assert [int(r["predicted"]) for r in written] == expected["predicted"].tolist()
+        first = [float(written[0][f"probabilities_{c}"]) for c in range(3)]
+        assert first == pytest.approx(expected["probabilities"][0].tolist(), rel=1e-5)
+    assert len(list(Path("out/deep").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: PredictionWriter("a.txt"), "path='a.txt'.*by suffix"),
+        (lambda: PredictedWeightStats(every_n_epochs=0), "every_n_epochs=0"),
+        (lambda: PredictedWeightStats(grid_size=1), "grid_size=1"),
+    ],
+)
+def test_an_impossible_option_is_refused(make, says):
+    with pytest.raises(UsageError, match=says):
+        make()
+
+
+class Ordinary(LightningModule):
+    def training_step(self, batch, batch_idx):
+        return None
+
+    def configure_optimizers(self):
+        return None
+
+
+def test_weight_stats_refuse_a_module_that_predicts_no_weights():
+    with pytest.raises(UsageError, match="on a Ordinary"):
+        trainer(callbacks=[PredictedWeightStats()]).fit(Ordinary(), loader())

@@ -1,0 +1,225 @@
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from mip_lightning.cli import main
+from mip_lightning.tasks import BayesianClassification
+
+CONF = ROOT / "tests" / "conf"
+QUICK = str(CONF / "quick.yaml")
+
+
+def run(*args: str) -> None:
+    """One command in a process of its own, as far as the run directory goes."""
+    os.environ.pop("MIP_LIGHTNING_RUN_DIR", None)
+    main(args)
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    """The one line with which a command is refused."""
+    with pytest.raises(SystemExit) as exit_info:
+        run(*args)
+    code = exit_info.value.code
+    message = code if isinstance(code, str) else capsys.readouterr().err
+    lines = [line for line in message.splitlines() if line.strip()]
+    assert len(lines) == 1, message
+    assert lines[0].startswith("mip-lightning: error: ")
+    return lines[0]
+
+
+def files(folder: str | Path) -> set[str]:
+    return {path.name for path in Path(folder).iterdir() if "tfevents" not in path.name}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["mip-lightning"])
+        patch.delenv("MIP_LIGHTNING_RUN_DIR", raising=False)
+        main(["fit", "--config", QUICK])
+        os.environ.pop("MIP_LIGHTNING_RUN_DIR", None)
+    return folder / "runs" / "quick" / "version_0"
+
+
+@pytest.fixture
+def checkpoint(fitted: Path) -> str:
+    shutil.copytree(fitted, "runs/quick/version_0")
+    return "runs/quick/version_0/checkpoints/best.ckpt"
+
+
+def test_a_run_directory_holds_all_of_a_run(fitted):
+    assert files(fitted) == {
+        "config.yaml",
+        "checkpoints",
+        "csv",
+        "hparams.yaml",
+        "predicted_weight_stats.csv",
+        "predicted_weight_stats.png",
+        "val_gamma_curve.csv",
+    }
+    assert files(fitted / "checkpoints") == {"best.ckpt", "last.ckpt"}
+    assert any("tfevents" in path.name for path in fitted.iterdir())
+    with (fitted / "csv" / "metrics.csv").open() as file:
+        columns = set(csv.DictReader(file).fieldnames)
+    assert {"train_loss", "gamma", "val_accuracy", "proportionality_slope"} <= columns
+
+
+def test_the_best_checkpoint_is_the_best_by_the_tasks_monitor(fitted):
+    best = torch.load(fitted / "checkpoints" / "best.ckpt", weights_only=True)
+    states = [state for name, state in best["callbacks"].items() if "ModelCheckpoint" in name]
+    assert [state["monitor"] for state in states] == ["val_accuracy"]
+    with (fitted / "csv" / "metrics.csv").open() as file:
+        accuracies = [
+            float(row["val_accuracy"]) for row in csv.DictReader(file) if row["val_accuracy"]
+        ]
+    assert states[0]["best_model_score"].item() == pytest.approx(max(accuracies))
+
+
+def test_a_second_run_takes_the_next_folder(checkpoint):
+    run("fit", "--config", QUICK, "--trainer.max_epochs", "1")
+    assert files("runs/quick") == {"version_0", "version_1"}
+
+
+def test_a_checkpoint_is_tested_with_the_configuration_of_its_run(checkpoint, capsys):
+    run("test", "--ckpt_path", checkpoint)
+    assert "test_accuracy_ensemble" in capsys.readouterr().out
+    tested = Path("runs/quick/version_0/test")
+    assert {"test_gamma_curve.csv", "test_gamma_curve.png", "config.yaml"} <= files(tested)
+    run("test", "--ckpt_path", checkpoint)
+    assert "test_gamma_curve.csv" in files("runs/quick/version_0/test_1")
+
+
+def test_validate_reports_and_predict_writes(checkpoint, capsys):
+    run("validate", "--ckpt_path", checkpoint)
+    assert "val_accuracy" in capsys.readouterr().out
+    run("predict", "--ckpt_path", checkpoint, "--predictions.path", "p.pt")
+    written = torch.load("runs/quick/version_0/predict/p.pt", weights_only=True)
+    assert written["probabilities"].shape == (360, 10)
+
+
+def test_what_the_user_says_of_the_model_wins_over_the_checkpoint(checkpoint):
+    run("predict", "--ckpt_path", checkpoint, "--predictions.path", "two.pt")
+    run(
+        "predict", "--ckpt_path", checkpoint, "--predictions.path", "many.pt",
+        "--model.ensemble_size", "30",
+    )  # fmt: skip
+    two, many = (
+        torch.load(f"runs/quick/version_0/{f}", weights_only=True)["probabilities"]
+        for f in ("predict/two.pt", "predict_1/many.pt")
+    )
+    assert not torch.equal(two, many)
+
+
+def test_the_checkpoint_of_another_primary_is_refused_by_the_names_of_its_tensors(
+    checkpoint, capsys
+):
+    line = refused(
+        capsys, "test", "--ckpt_path", checkpoint, "--model.primary.hidden_sizes", "[17]"
+    )
+    assert "model.primary.layers.1.weight is (16, 64) there, (17, 64) here" in line
+
+
+def test_a_checkpoint_loads_without_the_command_line(fitted):
+    path = fitted / "checkpoints" / "best.ckpt"
+    torch.load(path, weights_only=True)
+    task = BayesianClassification.load_from_checkpoint(path)
+    assert task.model.primary.layers[1].out_features == 16
+    assert len(task.ensemble_gamma) == 2
+
+
+def test_a_run_is_resumed_in_its_own_folder():
+    run("fit", "--config", QUICK)
+    last = "runs/quick/version_0/checkpoints/last.ckpt"
+    run(
+        "fit", "--config", QUICK, "--ckpt_path", last, "--run_dir", "runs/quick/version_0",
+        "--trainer.max_epochs", "3",
+    )  # fmt: skip
+    names = files("runs/quick/version_0")
+    assert {"config.yaml", "config_1.yaml", "csv", "csv_1"} <= names
+    assert "predicted_weight_stats_1.csv" not in names
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+def test_classes_of_a_users_own_package_are_named_by_their_import_path(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(CONF.parent))
+    run("fit", "--config", str(CONF / "own_task.yaml"), "--trainer.enable_progress_bar", "false")
+    assert "hello" in capsys.readouterr().out
+    assert files("runs/own/version_0/checkpoints") == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+def test_any_logger_or_none_will_do(logger):
+    extra = [] if logger == "false" else ["--trainer.logger.save_dir", "logs"]
+    run("fit", "--config", QUICK, "--trainer.logger", logger, *extra, "--run_dir", "here")
+    assert {"config.yaml", "checkpoints"} <= files("here")
+    folder = Path("here") if logger == "false" else Path("logs/lightning_logs/version_0")
+    assert "predicted_weight_stats.png" in files(folder)
+
+
+def test_a_trial_run_leaves_nothing_behind():
+    run("fit", "--config", QUICK, "--trainer.fast_dev_run", "1")
+    assert not Path("runs").exists()
+
+
+def test_the_configuration_that_is_printed_runs(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("fit", "--config", str(ROOT / "cli.yaml"), "--print_config")
+    assert exit_info.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"].endswith("BayesianClassification")
+    assert printed["model"]["init_args"]["validation_grid_size"] == 5
+    Path("printed.yaml").write_text(yaml.safe_dump(printed))
+    run("fit", "--config", "printed.yaml", "--trainer.fast_dev_run", "1")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit):
+        run("--version")
+    assert "0.1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--model.prior.low", "3"], "low=3.0, high=1.0: Uniform needs finite bounds"),
+        (["--model.primary", "LeNetz"], "there is no class 'LeNetz' (did you mean LeNet?)"),
+        (["--model.hypernetwork.encoding", "L2Encodin"], "(did you mean L2Encoding?)"),
+        (["--model.hypernetwork.activation", "Nope"], "activation='Nope' is not an activation"),
+        (["--model.formulation", "nope"], "'default', 'input', 'output', 'mip'"),
+        (["--model.primary", "torch.nn.ReLU"], "primary=ReLU has no parameters to predict"),
+        (["--model.draws_per_batch", "7"], "7 draws, which do not divide"),
+        (["--model.nonsense", "1"], "Option 'nonsense' is not accepted"),
+        (["--data", "MNIST"], "data_dir"),
+        (["--data", "MNIST", "--data.data_dir", str(CONF)], "no MNIST/raw"),
+        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path='nowhere.ckpt': there is no such file"),
+        (["--ckpt_path", QUICK], "no checkpoint"),
+    ],
+)
+def test_bad_input_to_fit_gets_one_line(args, says, capsys):
+    options = ["--trainer.num_sanity_val_steps", "0"]
+    assert says in refused(capsys, "fit", "--config", QUICK, *options, *args)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_not_evaluated(command, capsys):
+    assert "give --ckpt_path" in refused(capsys, command, "--config", QUICK)
+
+
+def test_a_folder_that_holds_a_run_is_not_taken_again(checkpoint, capsys):
+    line = refused(capsys, "fit", "--config", QUICK, "--run_dir", "runs/quick/version_0")
+    assert "holds a run already" in line
+    assert "runs/quick/version_0/checkpoints/last.ckpt" in line
+
+
+def test_predictions_of_an_unknown_kind_are_refused_before_they_are_made(checkpoint, capsys):
+    line = refused(capsys, "predict", "--ckpt_path", checkpoint, "--predictions.path", "p.xls")
+    assert "path='p.xls'" in line

@@ -1,0 +1,101 @@
+"""Two ranks over gloo, started by Lightning's own DDP strategy."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
+TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+
+
+def command(*args: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MIP_LIGHTNING_RUN_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "mip_lightning", *args],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def curve(folder: str) -> list[dict[str, float]]:
+    with Path(folder, "test_gamma_curve.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit on two ranks, then a test and a prediction on two ranks and on one."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        command("fit", "--config", QUICK, "--trainer.max_epochs", "1", *TWO_RANKS)
+        checkpoint = ["--ckpt_path", "runs/quick/version_0/checkpoints/last.ckpt"]
+        one_rank = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+        for kind in ("test", "predict"):
+            command(kind, *checkpoint, "--run_dir", f"{kind}_on_two")
+            command(kind, *checkpoint, "--run_dir", f"{kind}_on_one", *one_rank)
+    return folder
+
+
+def test_all_ranks_share_one_run_directory(runs):
+    assert [path.name for path in (runs / "runs" / "quick").iterdir()] == ["version_0"]
+
+
+def test_metrics_on_two_ranks_equal_those_on_one(runs):
+    two, one = curve(runs / "test_on_two"), curve(runs / "test_on_one")
+    assert len(one) == 3
+    for a, b in zip(two, one, strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_predictions_of_two_ranks_are_those_of_one_in_the_same_order(runs):
+    two, one = (
+        (runs / f"predict_on_{n}" / "predictions.csv").read_text().splitlines()
+        for n in ("two", "one")
+    )
+    assert len(one) == 361
+    for a, b in zip(two[1:], one[1:], strict=True):
+        numbers = [[float(value) for value in line.split(",")] for line in (a, b)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-5)
+
+
+RANKS = """
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from test_module import Denoising, loader
+from mip_lightning import Uniform
+
+class Compare(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        gamma = trainer.strategy.all_gather(pl_module.draw_gamma(batch, batch_idx))
+        assert gamma[0].item() != gamma[1].item()
+        for parameter in pl_module.parameters():
+            both = trainer.strategy.all_gather(parameter.detach())
+            assert torch.equal(both[0], both[1])
+
+if __name__ == "__main__":
+    seed_everything(0)
+    trainer = Trainer(
+        strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, callbacks=[Compare()],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    )
+    trainer.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
+"""
+
+
+def test_ranks_draw_their_own_gamma_and_keep_the_same_weights():
+    Path("ranks.py").write_text(RANKS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        [sys.executable, "ranks.py"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.distributed.is_available()

@@ -1,0 +1,194 @@
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
+
+from mip_lightning import HyperLightningModule, StepOutput, Uniform, UsageError
+from mip_lightning.module import batch_size
+
+
+class Denoising(HyperLightningModule):
+    """The README's task, with a metric: the target depends on gamma, so that gamma matters."""
+
+    def loss(self, batch, gamma):
+        noisy, clean = batch
+        prediction, target = self(noisy, gamma), clean * gamma.mean()
+        return StepOutput(F.mse_loss(prediction, target), prediction.detach(), target)
+
+    def configure_metrics(self):
+        return {"mse": MeanSquaredError()}
+
+
+class LossAlone(HyperLightningModule):
+    def loss(self, batch, gamma):
+        noisy, clean = batch
+        return F.mse_loss(self(noisy, gamma), clean)
+
+
+def loader(samples: int = 32, batch: int = 8) -> DataLoader:
+    data = torch.rand(samples, 4, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(data, data), batch)
+
+
+def trainer(**options) -> Trainer:
+    defaults = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**{**defaults, **options})
+
+
+class Draws(Callback):
+    def __init__(self):
+        self.gammas: list[list[float]] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.gammas.append(pl_module.draw_gamma(batch, batch_idx).flatten().tolist())
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_a_task_is_a_loss_and_it_learns():
+    draws = Draws()
+    task = LossAlone(nn.Linear(4, 4), Uniform(0, 1))
+    trainer(max_epochs=40, callbacks=[draws]).fit(task, loader(), loader())
+    assert sum(draws.losses[-8:]) < 0.5 * sum(draws.losses[:8])
+
+
+def test_validation_logs_each_metric_averaged_over_gamma_and_at_the_best_gamma():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), validation_grid_size=3)
+    (logged,) = trainer().validate(task, loader(20, 8), verbose=False)
+    x = loader(20, 20).dataset.tensors[0]
+    with torch.no_grad():
+        direct = [
+            F.mse_loss(task.model(x, g), x * g).item() for g in torch.tensor([[0.0], [0.5], [1.0]])
+        ]
+    # Batches of 8, 8 and 4: each counts by its size.
+    assert logged["val_loss"] == pytest.approx(sum(direct) / 3, rel=1e-5)
+    assert logged["val_mse"] == pytest.approx(sum(direct) / 3, rel=1e-5)
+    assert logged["val_mse_best"] == pytest.approx(min(direct), rel=1e-5)
+    torch.testing.assert_close(task.curves["mse"].values, torch.tensor(direct))
+    assert task.curves["mse"].best == direct.index(min(direct))
+
+
+def test_a_sweep_starts_anew_after_each_evaluation():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+    first, second = (trainer().test(task, loader(), verbose=False) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("draws", [1, 4, "one_per_sample"])
+def test_a_training_batch_draws_as_many_gammas_as_asked_for(draws):
+    seen = Draws()
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), draws_per_batch=draws)
+    trainer(callbacks=[seen]).fit(task, loader(), loader())
+    expected = 8 if draws == "one_per_sample" else draws
+    assert [len(gamma) for gamma in seen.gammas] == [expected] * 4
+    assert len({gamma[0] for gamma in seen.gammas}) == 4
+
+
+def test_a_batch_that_draws_do_not_divide_is_refused():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), draws_per_batch=3)
+    with pytest.raises(UsageError, match=r"3 draws.*drop_last"):
+        trainer().fit(task, loader(), loader())
+
+
+def test_a_resumed_run_draws_what_the_undisturbed_one_would_have_drawn():
+    def run(epochs, resume=None, seed=0):
+        seed_everything(seed, verbose=False)
+        draws = Draws()
+        task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+        t = trainer(max_epochs=epochs, callbacks=[draws])
+        t.fit(task, loader(), loader(), ckpt_path=resume, weights_only=True if resume else None)
+        return t, draws.gammas, task
+
+    _, undisturbed, whole = run(4)
+    first, before, _ = run(2)
+    first.save_checkpoint("half.ckpt")
+    _, after, resumed = run(4, "half.ckpt", seed=1)  # a resumed run need not know the seed
+    assert before + after == undisturbed
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_draws_differ_between_epochs_ranks_and_seeds(monkeypatch):
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+    batch = next(iter(loader()))
+    drawn = {float(task.draw_gamma(batch, index)) for index in range(3)}
+    for name, value in (("current_epoch", 1), ("global_rank", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(task), name, value)
+            drawn.add(float(task.draw_gamma(batch, 0)))
+    task.gamma_seed += 1
+    drawn.add(float(task.draw_gamma(batch, 0)))
+    assert len(drawn) == 6
+
+
+def test_a_gamma_that_a_user_gives_is_checked_and_a_drawn_one_is_not():
+    class Unchecked(Uniform):
+        def check(self, gamma):
+            raise AssertionError("checked")
+
+    task = Denoising(nn.Linear(4, 4), Unchecked(0, 1))
+    t = trainer()
+    t.fit(task, loader(), loader())
+    with pytest.raises(AssertionError, match="checked"):
+        task(torch.rand(2, 4), 0.5)
+
+
+def test_a_checkpoint_holds_plain_values_and_rebuilds_the_module():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), "default")
+    t = trainer()
+    t.fit(task, loader(), loader())
+    t.save_checkpoint("task.ckpt")
+    torch.load("task.ckpt", weights_only=True)
+    again = Denoising.load_from_checkpoint(
+        "task.ckpt", primary=nn.Linear(4, 4), prior=Uniform(0, 1)
+    )
+    assert again.model.formulation == "default"
+    x = torch.rand(3, 4)
+    assert torch.equal(again(x, 0.2), task(x, 0.2))
+
+
+def test_the_checkpoint_of_another_primary_is_refused_by_the_names_of_its_tensors():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+    t = trainer()
+    t.fit(task, loader(), loader())
+    t.save_checkpoint("task.ckpt")
+    with pytest.raises(
+        UsageError, match=r"model.primary.weight is \(4, 4\) there, \(3, 4\) here"
+    ) as error:
+        Denoising.load_from_checkpoint("task.ckpt", primary=nn.Linear(4, 3), prior=Uniform(0, 1))
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_optimizer_is_a_fused_adam():
+    optimizer = Denoising(nn.Linear(4, 4), Uniform(0, 1)).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.defaults["fused"]
+    assert optimizer.defaults["lr"] == 3e-4
+
+
+def test_no_draw_at_all_is_refused():
+    with pytest.raises(UsageError, match="draws_per_batch=0"):
+        Denoising(nn.Linear(4, 4), Uniform(0, 1), draws_per_batch=0)
+
+
+def test_the_size_of_a_batch_is_the_length_of_its_first_tensor():
+    assert batch_size({"names": "abc", "images": [torch.rand(5, 2)]}) == 5
+    with pytest.raises(UsageError, match="str"):
+        batch_size("abc")
+
+
+def test_nothing_is_written_that_nobody_asked_for():
+    trainer().fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
+    assert list(Path().iterdir()) == []
