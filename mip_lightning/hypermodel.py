@@ -132,30 +132,44 @@ class HyperModel(nn.Module):
         """
         if not torch.compiler.is_compiling():
             gamma = self.prior.check(gamma)
-        return self.run(self.theta(torch.as_tensor(gamma)), inputs)
+        return self.run_at(torch.as_tensor(gamma), inputs)
+
+    def run_at(self, gamma: Float[Tensor, "*K D"], inputs: Inputs) -> Any:
+        """As ``forward``, without a look at the values of gamma, so that no device is waited for.
+
+        Args:
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+            inputs: As in ``forward``.
+        """
+        one = gamma.ndim == 2 and len(gamma) == 1
+        return self.run(self.theta(gamma[0] if one else gamma), inputs)
 
     def theta(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
-        """Predict the primary weights: name to ``(K, *shape)``, without a look at the values.
+        """Predict the primary weights, without a look at the values of gamma.
 
         They are formed in float32 under autocast too, for theta0 would lose in half precision
         what small predicted changes add to it.
 
         Args:
-            gamma: Shape ``(D,)`` (K = 1) or ``(K, D)``.
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+
+        Returns:
+            Name to ``(*shape)`` for gamma of shape ``(D,)``, to ``(K, *shape)`` for ``(K, D)``.
         """
         reference = self.hypernetwork.head.weight
         gamma = gamma.to(reference.device, reference.dtype, non_blocking=True)
         with torch.autocast(reference.device.type, enabled=False):
-            delta = self.hypernetwork(gamma.reshape(-1, self.prior.dim))
+            delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
+            parts = self.layout.split(delta if gamma.ndim == 2 else delta[0])
             theta0 = _predicted(self.primary)
-            return {name: theta0[name] + d for name, d in self.layout.split(delta).items()}
+            return {name: theta0[name] + part for name, part in parts.items()}
 
     def run(self, theta: Mapping[str, Tensor], inputs: Inputs) -> Any:
         """Run the primary with given weights.
 
         Args:
-            theta: Name to ``(K, *shape)``, as ``theta`` gives it.
-            inputs: As in ``forward``; each tensor in it is split into K groups.
+            theta: Name to ``(*shape)`` or ``(K, *shape)``, as ``theta`` gives it.
+            inputs: As in ``forward``; for K draws, each tensor in it is split into K groups.
 
         Returns:
             What the primary returns, for all samples.
@@ -164,9 +178,10 @@ class HyperModel(nn.Module):
             UsageError: If K does not divide the number of samples.
         """
         args, kwargs = _as_arguments(inputs)
-        num_draws = len(next(iter(theta.values())))
-        if num_draws == 1:
-            return self._call({name: t[0] for name, t in theta.items()}, args, kwargs)
+        name, first = next(iter(theta.items()))
+        if first.ndim == len(self.layout.shapes[name]):
+            return self._call(dict(theta), args, kwargs)
+        num_draws = len(first)
         grouped_args = tuple(_split(value, num_draws) for value in args)
         grouped_kwargs = {name: _split(value, num_draws) for name, value in kwargs.items()}
         if self._tracks_statistics():
@@ -207,9 +222,9 @@ class HyperModel(nn.Module):
         if len(gamma) != 1:
             raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
         network = copy.deepcopy(self.primary)
-        theta = self.theta(gamma)
+        theta = self.theta(gamma[0])
         for name, parameter in _predicted(network).items():
-            parameter.copy_(theta[name][0])
+            parameter.copy_(theta[name])
         return network
 
     def _call(self, theta: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -29,10 +29,10 @@ class ParameterLayout:
         """P, the number of predicted weights."""
         return sum(self.sizes)
 
-    def split(self, flat: Float[Tensor, "K P"]) -> dict[str, Tensor]:
-        """Views of ``flat``: name to ``(K, *shape)``."""
+    def split(self, flat: Float[Tensor, "*K P"]) -> dict[str, Tensor]:
+        """Views of ``flat``: name to ``(*shape)`` or, for K draws, ``(K, *shape)``."""
         parts = flat.split(self.sizes, dim=-1)
         return {
-            name: part.view(-1, *shape)
+            name: part.view(*flat.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }

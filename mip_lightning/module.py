@@ -127,7 +127,7 @@ class HyperLightningModule(LightningModule, ABC):
         not wait for the device.
         """
         if gamma is self._own_gamma:
-            return self.model.run(self.model.theta(gamma), inputs)
+            return self.model.run_at(gamma, inputs)
         return self.model(inputs, gamma)
 
     def draw_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:

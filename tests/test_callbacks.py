@@ -57,7 +57,7 @@ def test_the_std_is_that_of_all_elements_together_and_of_each_tensor():
     stds = weight_std(model, grid)
     assert list(stds) == ["all", "weight", "bias"]
     for i, gamma in enumerate(grid):
-        theta = {name: t[0].detach().numpy().ravel() for name, t in model.theta(gamma).items()}
+        theta = {name: t.detach().numpy().ravel() for name, t in model.theta(gamma).items()}
         assert stds["weight"][i] == pytest.approx(theta["weight"].std(), rel=1e-5)
         together = np.concatenate(list(theta.values()))
         assert stds["all"][i] == pytest.approx(together.std(), rel=1e-5)

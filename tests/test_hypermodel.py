@@ -27,7 +27,7 @@ def make(formulation="mip", prior=None, primary=None, **config) -> HyperModel:
 
 
 def flat(model: HyperModel, gamma: torch.Tensor) -> torch.Tensor:
-    return torch.cat([t[0].flatten() for t in model.theta(gamma).values()])
+    return torch.cat([t.flatten() for t in model.theta(gamma).values()])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

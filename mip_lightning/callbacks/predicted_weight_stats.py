@@ -69,7 +69,7 @@ def weight_std(
         that a tensor of one element has 0), on the CPU.
     """
     stds: dict[str, list[Tensor]] = defaultdict(list)
-    for gamma in grid.split(1):
+    for gamma in grid:
         theta = model.theta(gamma)
         stds[ALL].append(torch.cat([t.flatten() for t in theta.values()]).std(correction=0))
         for name, tensor in theta.items():

@@ -157,5 +157,5 @@ class BayesianClassification(HyperLightningModule):
 
     def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
         """Log-probabilities at each of M draws."""
-        thetas = (self.model.theta(gamma) for gamma in self.ensemble_gamma.split(1))
-        return torch.stack([self.model.run(t, images).log_softmax(dim=-1) for t in thetas])
+        logits = [self.model.run_at(gamma, images) for gamma in self.ensemble_gamma]
+        return torch.stack(logits).log_softmax(dim=-1)
