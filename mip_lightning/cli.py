@@ -70,7 +70,9 @@ class SaveRunConfig(SaveConfigCallback):
         while path.exists():
             number += 1
             path = folder / f"config_{number}.yaml"
-        self.parser.save(self.config, path, skip_none=False)
+        config = self.config.clone()
+        config.run_dir = None  # names this run, not one that starts from its configuration
+        self.parser.save(config, path, skip_none=False)
 
 
 class MipLightningCLI(LightningCLI):

@@ -98,6 +98,14 @@ def test_a_checkpoint_is_tested_with_the_configuration_of_its_run(checkpoint, ca
     assert "test_gamma_curve.csv" in files("runs/quick/version_0/test_1")
 
 
+def test_a_run_in_a_folder_that_the_user_names_is_tested_inside_it():
+    run("fit", "--config", QUICK, "--run_dir", "mine")
+    run("test", "--ckpt_path", "mine/checkpoints/best.ckpt")
+    assert "test_gamma_curve.csv" in files("mine/test")
+    run("test", "--ckpt_path", "mine/checkpoints/best.ckpt", "--run_dir", "elsewhere")
+    assert "test_gamma_curve.csv" in files("elsewhere")
+
+
 def test_validate_reports_and_predict_writes(checkpoint, capsys):
     run("validate", "--ckpt_path", checkpoint)
     assert "val_accuracy" in capsys.readouterr().out

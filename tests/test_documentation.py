@@ -1,0 +1,49 @@
+"""What the documents say is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_python_of_the_readme_runs():
+    scope: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, scope)
+    assert scope["y"].shape == (4, 10)
+    assert type(scope["network"]).__name__ == "ResNet"
+
+
+def test_every_room_is_on_the_page():
+    package = ROOT / "mip_lightning"
+    rooms = {p.name for p in package.glob("*.py")} | {f"{p.parent.name}/" for p in package.glob("*/*.py")}
+    rooms -= {"__init__.py"}
+    missing = [room for room in rooms if f"`{room}`" not in ARCHITECTURE]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/results.md"]
+)
+def test_every_link_leads_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_experiment_names_what_exists(path: Path, capsys):
+    from mip_lightning.cli import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert exit_info.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run_name"] == path.stem
