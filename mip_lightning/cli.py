@@ -206,7 +206,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
     """Evaluation of a run's checkpoint takes the run's own configuration, unless one is given."""
-    kwargs: dict[str, Any] = {"version": version("mip-lightning")}
+    kwargs: dict[str, Any] = {
+        "version": version("mip-lightning"),
+        "description": "Train hypernetworks with Magnitude Invariant Parametrizations (MIP).",
+    }
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("subcommand", nargs="?")
     options.add_argument("--config", "-c")

@@ -146,10 +146,11 @@ class HyperLightningModule(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         """Draw gamma, compute the loss, and log both."""
-        gamma = self.draw_gamma(batch, batch_idx)
+        # Moved here and not by the logger, whose copy would wait for the device.
+        gamma = self.draw_gamma(batch, batch_idx).to(self.device, non_blocking=True)
         size = batch_size(batch)
         self.log("gamma", gamma.mean(), prog_bar=True, batch_size=size)
-        loss = self.evaluate_at(batch, gamma.to(self.device, non_blocking=True)).loss
+        loss = self.evaluate_at(batch, gamma).loss
         self.log("train_loss", loss, prog_bar=True, batch_size=size)
         return loss
 

@@ -23,7 +23,9 @@ def test_the_python_of_the_readme_runs():
 
 def test_every_room_is_on_the_page():
     package = ROOT / "mip_lightning"
-    rooms = {p.name for p in package.glob("*.py")} | {f"{p.parent.name}/" for p in package.glob("*/*.py")}
+    rooms = {p.name for p in package.glob("*.py")} | {
+        f"{p.parent.name}/" for p in package.glob("*/*.py")
+    }
     rooms -= {"__init__.py"}
     missing = [room for room in rooms if f"`{room}`" not in ARCHITECTURE]
     assert not missing
@@ -39,7 +41,9 @@ def test_every_link_leads_somewhere(document):
             assert (ROOT / document).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_every_experiment_names_what_exists(path: Path, capsys):
     from mip_lightning.cli import main
 

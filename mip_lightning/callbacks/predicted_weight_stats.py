@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,9 @@ ALL = "all"
 
 MAX_LEGEND = 24
 """More tensors than these have no legend."""
+
+WeightStds: TypeAlias = dict[str, list[float]]
+"""For ``all`` and for each predicted tensor, its std at each gamma of the grid."""
 
 
 class Proportionality(NamedTuple):
@@ -178,50 +181,59 @@ class PredictedWeightStats(Callback):
 
     def _draw(self, trainer: Trainer, model: HyperModel) -> None:
         assert self._table is not None
-        records: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        epochs: dict[int, int] = {}
+        records: dict[str, WeightStds] = {}
         for row in self._table.rows:
-            step = int(row["step"])
-            epochs[step] = int(row["epoch"])
-            records[step][str(row["tensor"])].append(float(row["std"]))
-        first, last = min(records), max(records)
+            step, epoch = int(row["step"]), row["epoch"]
+            when = "before training" if step == 0 else f"after epoch {epoch} (step {step})"
+            stds = records.setdefault(when, defaultdict(list))
+            stds[str(row["tensor"])].append(float(row["std"]))
         figure = Figure(figsize=(13, 4.8), layout="constrained")
         figure.suptitle(
             f"Scale of the predicted weights of {type(model.primary).__name__},"
             f" formulation: {model.formulation}"
         )
         left, right = figure.subplots(1, 2)
-        magnitude = self._grid.norm(dim=1)
-        one = model.prior.dim == 1
-        x = self._grid[:, 0] if one else magnitude
-        order = x.argsort()
-        for step, style in {first: "o--", last: "s-"}.items():
-            std = torch.tensor(records[step][ALL])
-            fit = proportionality(magnitude, std)
-            when = "before training" if step == 0 else f"after epoch {epochs[step]}"
-            label = f"{when}: slope {fit.slope:+.2f}, $R^2$ {fit.r2:.2f}"
-            left.plot(x[order], std[order], style, label=label)
-        left.set_title("all predicted weights together")
-        left.set_ylim(bottom=0)
-        left.legend(fontsize="small")
-        tensors = {name: stds for name, stds in records[last].items() if name != ALL}
-        colors = colormaps["viridis"](torch.linspace(0, 0.9, len(tensors)).tolist())
-        for color, (name, stds) in zip(colors, tensors.items(), strict=True):
-            style = ".:" if name.endswith("bias") else ".-"
-            right.plot(x[order], torch.tensor(stds)[order], style, color=color, label=name)
-        right.set_title(f"each of {len(tensors)} tensors, after epoch {epochs[last]}")
-        right.set_yscale("log" if any(max(s) > 0 for s in tensors.values()) else "linear")
-        if len(tensors) <= MAX_LEGEND:
-            right.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        for axes in (left, right):
-            _label(axes, one)
+        first, last = list(records)[0], list(records)[-1]
+        _draw_together(left, self._grid, {when: records[when][ALL] for when in (first, last)})
+        _draw_each(right, self._grid, records[last], last)
         publish_figure(trainer, figure, self._figure_path)
 
 
-def _label(axes: Axes, one: bool) -> None:
+def _draw_together(axes: Axes, grid: Float[Tensor, "n D"], records: dict[str, list[float]]) -> None:
+    """The std of all weights against gamma, with the line's slope and R^2 in the legend."""
+    x, order = _prepare(axes, grid)
+    for style, (when, stds) in zip(("o--", "s-"), records.items(), strict=False):
+        std = torch.tensor(stds)
+        fit = proportionality(grid.norm(dim=1), std)
+        label = f"{when}: slope {fit.slope:+.2f}, $R^2$ {fit.r2:.2f}"
+        axes.plot(x[order], std[order], style, label=label)
+    axes.set_title("all predicted weights together")
+    axes.set_ylim(0, 1.1 * max(max(stds) for stds in records.values()) or None)
+    axes.legend(fontsize="small")
+
+
+def _draw_each(axes: Axes, grid: Float[Tensor, "n D"], stds: WeightStds, when: str) -> None:
+    """The std of each tensor against gamma, in the order of the network's tensors."""
+    x, order = _prepare(axes, grid)
+    names = [name for name in stds if name != ALL]
+    colors = colormaps["viridis"](torch.linspace(0, 0.9, len(names)).tolist())
+    for color, name in zip(colors, names, strict=True):
+        style = ".:" if name.endswith("bias") else ".-"
+        axes.plot(x[order], torch.tensor(stds[name])[order], style, color=color, label=name)
+    axes.set_title(f"each of {len(names)} tensors, {when}")
+    axes.set_yscale("log" if any(max(stds[name]) > 0 for name in names) else "linear")
+    if len(names) <= MAX_LEGEND:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _prepare(axes: Axes, grid: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
+    """Label the axes; gamma itself is the horizontal one where D = 1, else its norm."""
+    one = grid.shape[1] == 1
     axes.set_xlabel(r"hypernetwork input $\gamma$" if one else r"norm of the input $|\gamma|$")
     axes.set_ylabel(r"standard deviation of $\theta$")
     axes.grid(alpha=0.3)
+    x = grid[:, 0] if one else grid.norm(dim=1)
+    return x, x.argsort()
 
 
 def _model(pl_module: LightningModule) -> HyperModel:
