@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/digits/$(shell date +%Y%m%d-%H%M%S)
+RUN ?= runs/digits/$(NOW)
 BIN := $(VENV)/bin
+NOW := $(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help train test test-all test-lowest check format clean
 
@@ -23,6 +24,7 @@ $(VENV)/installed-dev: pyproject.toml
 train: $(VENV)/installed  ## Train on the embedded digits, then test the best checkpoint
 	$(BIN)/mip-lightning fit --config cli.yaml --run_dir $(RUN)
 	$(BIN)/mip-lightning test --ckpt_path $(RUN)/checkpoints/best.ckpt
+	@echo "Figures: $(RUN)/predicted_weight_stats.png $(RUN)/test/test_gamma_curve.png"
 
 test: $(VENV)/installed-dev  ## Run the tests
 	$(BIN)/python -m pytest -m 'not slow'

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -21,8 +22,16 @@ from mip_lightning import callbacks, data, encodings, networks, priors, tasks
 from mip_lightning.callbacks import GammaCurve, PredictionWriter, RunProgressBar
 from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
-from mip_lightning.run_directory import CHECKPOINTS, CONFIG, claim, run_of_checkpoint
+from mip_lightning.run_directory import (
+    CHECKPOINTS,
+    claim,
+    free_config,
+    latest_config,
+    release,
+    run_of_checkpoint,
+)
 
+BEST = "best"
 NEEDS_CHECKPOINT = ("validate", "test", "predict")
 
 EXPECTED_WARNINGS = (
@@ -65,20 +74,18 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0."""
-        folder = Path(trainer.default_root_dir)
-        path, number = folder / CONFIG, 0
-        while path.exists():
-            number += 1
-            path = folder / f"config_{number}.yaml"
         config = self.config.clone()
         config.run_dir = None  # names this run, not one that starts from its configuration
+        path = free_config(Path(trainer.default_root_dir))
         self.parser.save(config, path, skip_none=False)
 
 
 class MipLightningCLI(LightningCLI):
     """LightningCLI in subclass mode, with a run directory that nothing overwrites."""
 
-    def __init__(self, args: Sequence[str] | None, parser_kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: Sequence[str] | None) -> None:
+        given = sys.argv[1:] if args is None else list(args)
+        self._resumed_run, parser_kwargs = _defaults(given)
         super().__init__(
             HyperLightningModule,
             LightningDataModule,
@@ -110,7 +117,7 @@ class MipLightningCLI(LightningCLI):
         parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.filename": "best",
+                "checkpoint.filename": BEST,
                 "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
@@ -133,8 +140,13 @@ class MipLightningCLI(LightningCLI):
                 f"{self.config.subcommand} needs trained weights: give --ckpt_path"
                 " runs/NAME/VERSION/checkpoints/best.ckpt"
             )
-        if options.ckpt_path is not None and not Path(options.ckpt_path).is_file():
-            raise UsageError(f"ckpt_path={str(options.ckpt_path)!r}: there is no such file")
+        if options.ckpt_path is not None:
+            _check_checkpoint(Path(options.ckpt_path))
+        if options.checkpoint.save_top_k > 1 and options.checkpoint.filename == BEST:
+            raise UsageError(
+                f"checkpoint.save_top_k={options.checkpoint.save_top_k}: give names that tell the"
+                " checkpoints apart, such as --checkpoint.filename '{epoch}'"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Let what the user says of the model win over what the checkpoint says.
@@ -148,15 +160,16 @@ class MipLightningCLI(LightningCLI):
         """Build the trainer around the run's folder."""
         options = self.config_init[self.subcommand]
         kwargs["callbacks"] = self._callbacks(options)
-        if self.subcommand != "fit":
+        trial = bool(options["trainer"]["fast_dev_run"])
+        if trial or self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
-        if options["trainer"]["fast_dev_run"]:
+        if trial:
             return super().instantiate_trainer(**kwargs)
         folder = claim(
             str(self.subcommand),
             options["run_name"],
-            options["run_dir"],
-            options["ckpt_path"],
+            options["run_dir"] or self._resumed_run,
+            run_of_checkpoint(options["ckpt_path"]) if options["ckpt_path"] else None,
         )
         if folder is not None:
             kwargs["default_root_dir"] = folder
@@ -168,7 +181,8 @@ class MipLightningCLI(LightningCLI):
 
     def _callbacks(self, options: Namespace) -> list[Callback]:
         """The user's callbacks and what every run has, unless the user has one of its kind."""
-        callbacks: list[Callback] = list(options["trainer"]["callbacks"] or [])
+        chosen = options["trainer"]["callbacks"] or []
+        callbacks: list[Callback] = [chosen] if isinstance(chosen, Callback) else list(chosen)
 
         def lacks(kind: type[Callback]) -> bool:
             return not any(isinstance(callback, kind) for callback in callbacks)
@@ -177,7 +191,9 @@ class MipLightningCLI(LightningCLI):
             callbacks.append(GammaCurve())
         if lacks(ProgressBar) and options["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(RunProgressBar())
-        if self.subcommand == "fit" and options["trainer"]["enable_checkpointing"] is not False:
+        wanted = options["trainer"]["enable_checkpointing"] is not False
+        trial = bool(options["trainer"]["fast_dev_run"])
+        if self.subcommand == "fit" and wanted and not trial and lacks(ModelCheckpoint):
             callbacks.append(options["checkpoint"])
         if self.subcommand == "predict":
             callbacks.append(options["predictions"])
@@ -194,18 +210,25 @@ def main(args: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
-            MipLightningCLI(args, _parser_kwargs(sys.argv[1:] if args is None else args))
-    except pickle.UnpicklingError:
-        sys.exit("mip-lightning: error: ckpt_path: that file is no checkpoint of plain values")
+            MipLightningCLI(args)
     except (ValueError, TypeError) as error:
         usage = _usage_error(error)
         if usage is None:
             raise
         sys.exit(f"mip-lightning: error: {_one_line(str(usage))}")
+    finally:
+        release()
 
 
-def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
-    """Evaluation of a run's checkpoint takes the run's own configuration, unless one is given."""
+def _defaults(args: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """What the arguments leave to the run whose checkpoint they name.
+
+    A command with ``--ckpt_path`` and without ``--config`` takes the run's own configuration; such
+    a ``fit`` goes on in the run's own folder, too.
+
+    Returns:
+        The folder in which ``fit`` goes on, and the parsers' arguments.
+    """
     kwargs: dict[str, Any] = {
         "version": version("mip-lightning"),
         "description": "Train hypernetworks with Magnitude Invariant Parametrizations (MIP).",
@@ -215,12 +238,23 @@ def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
     options.add_argument("--config", "-c")
     options.add_argument("--ckpt_path")
     given, _ = options.parse_known_args(args)
-    if given.subcommand in NEEDS_CHECKPOINT and given.ckpt_path and not given.config:
-        origin = run_of_checkpoint(given.ckpt_path)
-        if origin is not None:
-            config = str(origin / CONFIG)
-            kwargs[given.subcommand] = {"default_config_files": [config]}
-    return kwargs
+    run = run_of_checkpoint(given.ckpt_path) if given.ckpt_path and not given.config else None
+    if run is None:
+        return None, kwargs
+    kwargs[given.subcommand] = {"default_config_files": [str(latest_config(run))]}
+    return (str(run) if given.subcommand == "fit" else None), kwargs
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Refuse what is no checkpoint, before Lightning reads it."""
+    if not path.is_file():
+        raise UsageError(f"ckpt_path={str(path)!r}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"ckpt_path={str(path)!r} is no checkpoint of plain values") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UsageError(f"ckpt_path={str(path)!r} is no checkpoint: it holds no state_dict")
 
 
 def _loggers(folder: Path) -> list[Logger]:
@@ -255,6 +289,8 @@ def _one_line(message: str) -> str:
         text = line.strip().removeprefix("- ")
         if text.startswith("Given value"):
             break
+        if text.startswith("the following arguments are required"):
+            text += ": give them, or a file that names them by --config"
         if text.startswith(UNKNOWN_CLASS):
             text = _unknown_class(text.removeprefix(UNKNOWN_CLASS).strip())
         if text and not text.startswith(NOISE):

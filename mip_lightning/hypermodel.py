@@ -63,6 +63,8 @@ class HyperModel(nn.Module):
     so that a trained primary can be given, and start at zero otherwise. The affine parameters
     of normalization layers are not predicted.
 
+    The primary is taken over, not copied: give a copy where it is needed elsewhere.
+
     Args:
         primary: The primary network.
         prior: p(gamma); sets the number of dimensions D and the range of the encoding.
@@ -130,9 +132,10 @@ class HyperModel(nn.Module):
             UsageError: If gamma has another shape, is not finite, or lies outside the prior's
                 support, or if K does not divide B.
         """
+        draws = self.prior.as_draws(gamma)
         if not torch.compiler.is_compiling():
-            gamma = self.prior.check(gamma)
-        return self.run_at(torch.as_tensor(gamma), inputs)
+            draws = self.prior.check_values(draws)
+        return self.run_at(draws, inputs)
 
     def run_at(self, gamma: Float[Tensor, "*K D"], inputs: Inputs) -> Any:
         """As ``forward``, without a look at the values of gamma, so that no device is waited for.
@@ -184,7 +187,7 @@ class HyperModel(nn.Module):
         num_draws = len(first)
         grouped_args = tuple(_split(value, num_draws) for value in args)
         grouped_kwargs = {name: _split(value, num_draws) for name, value in kwargs.items()}
-        if self._tracks_statistics():
+        if self._may_write_buffers():
             return _join(
                 [
                     self._call(
@@ -197,13 +200,13 @@ class HyperModel(nn.Module):
             )
         in_dims = (
             0,
-            tuple(0 if isinstance(value, Tensor) else None for value in args),
-            {name: 0 if isinstance(value, Tensor) else None for name, value in kwargs.items()},
+            tuple(_draws_dimension(value) for value in args),
+            {name: _draws_dimension(value) for name, value in kwargs.items()},
         )
         output = vmap(self._call, in_dims, randomness="different")(
             dict(theta), grouped_args, grouped_kwargs
         )
-        return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1))
+        return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
 
     @torch.no_grad()
     def materialize(self, gamma: Tensor | float | Sequence[float]) -> nn.Module:
@@ -227,13 +230,22 @@ class HyperModel(nn.Module):
             parameter.copy_(theta[name])
         return network
 
+    def describe(self) -> dict[str, str]:
+        """What shapes of tensors do not tell of the model, in words that can be compared."""
+        nameless = type(self.prior).__repr__ is object.__repr__
+        return {
+            "prior": type(self.prior).__name__ if nameless else str(self.prior),
+            "encoding": type(self.hypernetwork.encoding).__name__,
+            "trunk": " ".join(str(self.hypernetwork.trunk).split()),
+        }
+
     def _call(self, theta: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return functional_call(self.primary, theta, args, kwargs)
 
-    def _tracks_statistics(self) -> bool:
-        """Whether a call writes running statistics, which ``vmap`` cannot do."""
+    def _may_write_buffers(self) -> bool:
+        """Whether a call may write buffers (running statistics), which ``vmap`` cannot do."""
         return any(
-            module.training and getattr(module, "track_running_stats", False)
+            module.training and next(module.buffers(recurse=False), None) is not None
             for module in self.primary.modules()
         )
 
@@ -256,29 +268,37 @@ def _as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _split(value: Any, num_draws: int) -> Any:
-    """View a tensor ``(B, ...)`` as ``(K, B / K, ...)``; anything else goes to each group."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 0 or len(value) % num_draws:
-        raise UsageError(
-            f"gamma holds {num_draws} draws, which do not divide an input of shape"
-            f" {tuple(value.shape)}: give a batch that K divides (drop_last=True leaves out the"
-            " last, smaller one)"
-        )
-    return value.unflatten(0, (num_draws, -1))
+    """View each tensor ``(B, ...)`` as ``(K, B / K, ...)``; anything else goes to each group."""
+
+    def split(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or len(tensor) % num_draws:
+            raise UsageError(
+                f"gamma holds {num_draws} draws, which do not divide an input of shape"
+                f" {tuple(tensor.shape)}: give a batch that K divides (drop_last=True leaves out"
+                " the last, smaller one)"
+            )
+        return tensor.view(num_draws, -1, *tensor.shape[1:])
+
+    return apply_to_collection(value, Tensor, split)
+
+
+def _draws_dimension(value: Any) -> int | None:
+    """What ``vmap`` is told of an argument: a tensor, or a container of tensors, is split."""
+    return 0 if isinstance(value, (Tensor, tuple, list, Mapping)) else None
 
 
 def _pick(value: Any, draw: int) -> Any:
-    return value[draw] if isinstance(value, Tensor) else value
+    return apply_to_collection(value, Tensor, lambda tensor: tensor[draw])
 
 
 def _join(outputs: Sequence[Any]) -> Any:
     """Concatenate the tensors of equal structures along their first dimension."""
     first = outputs[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(outputs))
+        return torch.cat(list(outputs)) if first.ndim else torch.stack(list(outputs))
     if isinstance(first, Mapping):
         return {key: _join([output[key] for output in outputs]) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_join(values) for values in zip(*outputs, strict=True))
+        joined = [_join(values) for values in zip(*outputs, strict=True)]
+        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
     return first

@@ -44,12 +44,20 @@ class HypernetworkConfig:
         if not isinstance(self.activation, str):
             return self.activation()
         activation = getattr(nn.modules.activation, self.activation, None)
-        if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        known = getattr(activation, "__module__", None) == nn.modules.activation.__name__
+        if activation is None or not known:
             raise UsageError(
                 f"activation={self.activation!r} is not an activation of torch.nn: name one, such"
                 " as LeakyReLU, GELU or Tanh, or give a class_path"
             )
-        return activation()
+        try:
+            made: nn.Module = activation()
+        except TypeError as error:
+            raise UsageError(
+                f"activation={self.activation!r} needs arguments: give its class_path with"
+                " init_args"
+            ) from error
+        return made
 
 
 class Hypernetwork(nn.Module):

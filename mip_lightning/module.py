@@ -28,7 +28,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: Mean over the batch.
-        prediction: First argument of each metric's ``update``.
+        prediction: First argument of each metric's ``update``, detached.
         target: Second argument of each metric's ``update``.
     """
 
@@ -92,6 +92,12 @@ class HyperLightningModule(LightningModule, ABC):
             raise UsageError(
                 f"draws_per_batch={draws_per_batch}: draw 1 or more, or 'one_per_sample'"
             )
+        for name, size in (
+            ("validation_grid_size", validation_grid_size),
+            ("test_grid_size", test_grid_size),
+        ):
+            if size < 1:
+                raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
         self.model = HyperModel(primary, prior, formulation, hypernetwork)
         self.draws_per_batch = draws_per_batch
         self.gamma_seed = torch.initial_seed()
@@ -101,6 +107,7 @@ class HyperLightningModule(LightningModule, ABC):
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
         self._own_gamma: Tensor | None = None
+        self._latest: tuple[StepOutput, Tensor] | None = None
 
     @abstractmethod
     def loss(self, batch: Any, gamma: Float[Tensor, "K D"]) -> Float[Tensor, ""] | StepOutput:
@@ -149,10 +156,39 @@ class HyperLightningModule(LightningModule, ABC):
         # Moved here and not by the logger, whose copy would wait for the device.
         gamma = self.draw_gamma(batch, batch_idx).to(self.device, non_blocking=True)
         size = batch_size(batch)
-        self.log("gamma", gamma.mean(), prog_bar=True, batch_size=size)
-        loss = self.evaluate_at(batch, gamma).loss
-        self.log("train_loss", loss, prog_bar=True, batch_size=size)
-        return loss
+        output = self.evaluate_at(batch, gamma)
+        # Not with prog_bar=True, for which Lightning waits for the values after every batch.
+        self.log("gamma", gamma.mean(), batch_size=size)
+        self.log("train_loss", output.loss, batch_size=size)
+        self._latest = output._replace(loss=output.loss.detach()), gamma
+        return output.loss
+
+    def progress(self) -> dict[str, float]:
+        """Loss, gamma and the monitored metric of the latest training batch, on this rank.
+
+        Waits for the device, so a progress bar asks for it now and then only.
+        """
+        if self._latest is None:
+            return {}
+        output, gamma = self._latest
+        report = {"gamma": float(gamma.mean()), "train_loss": float(output.loss)}
+        name = self.monitor.removeprefix("val_").removesuffix("_best")
+        metric = self.configure_metrics().get(name)
+        if metric is not None and output.prediction is not None:
+            metric = metric.to(self.device)
+            metric.sync_on_compute = False
+            metric.update(output.prediction, output.target)
+            report[f"train_{name}"] = float(metric.compute())
+        return report
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Override it to make predictions; until then a task has none.
+
+        Raises:
+            UsageError: Always.
+        """
+        task = type(self).__name__
+        raise UsageError(f"{task} does not say how to predict: override its predict_step")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the batch at each gamma of the validation grid."""
@@ -175,18 +211,21 @@ class HyperLightningModule(LightningModule, ABC):
         return torch.optim.Adam(self.parameters(), lr=3e-4, fused=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the gamma stream."""
+        """Keep the seed of the gamma stream, and what the tensors do not tell of the model."""
         checkpoint["gamma_seed"] = self.gamma_seed
+        checkpoint["architecture"] = self.model.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the gamma stream; refuse the checkpoint of another model.
 
         Raises:
-            UsageError: If names or shapes of the checkpoint's tensors differ from this model's.
+            UsageError: If names or shapes of the checkpoint's tensors differ from this model's, or
+                its prior, encoding or trunk does.
         """
         self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
         if self.strict_loading:
             _check_same_tensors(checkpoint["state_dict"], self.state_dict())
+            _check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
 
     def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """The loss of a batch at gamma values that this module drew or took from a grid."""
@@ -259,6 +298,15 @@ def _check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tens
             f"ckpt_path: the checkpoint is of another model: {'; '.join(differences[:4])}{more}."
             " Give the primary, prior and hypernetwork that it was trained with"
         )
+
+
+def _check_same_architecture(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    for part, description in found.items():
+        if description != expected[part]:
+            raise UsageError(
+                f"ckpt_path: the checkpoint's {part} is {description}, this model's is"
+                f" {expected[part]}: give the {part} that it was trained with"
+            )
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -7,7 +7,7 @@ sweeps, maps gamma to [0, 1] for the input encoding, and checks a gamma that a u
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -78,25 +78,27 @@ class Prior(ABC):
             UsageError: If the shape does not fit or a value is NaN, infinite or outside the
                 support.
         """
+        return self.check_values(self.as_draws(gamma))
+
+    def as_draws(self, gamma: Tensor | float | Sequence[float]) -> Float[Tensor, "K D"]:
+        """The part of ``check`` that needs shapes only, and so waits for no device."""
         values = torch.as_tensor(gamma)
         if not values.is_floating_point():
             values = values.to(torch.get_default_dtype())
-        if values.ndim == 0:
-            values = values.reshape(1, 1)
-        elif values.ndim == 1:
-            values = values.unsqueeze(0)
-        if values.ndim != 2 or values.shape[1] != self.dim or not values.shape[0]:
+        draws = values.reshape(1, -1) if values.ndim < 2 else values
+        if draws.ndim != 2 or draws.shape[1] != self.dim or draws.shape[0] == 0:
             raise UsageError(
-                f"gamma has shape {tuple(torch.as_tensor(gamma).shape)}, but {self} has"
-                f" {self.dim} dimension(s): give shape ({self.dim},) for one draw or"
-                f" (K, {self.dim}) for K draws"
+                f"gamma has shape {tuple(values.shape)}, but {self} has {self.dim} dimension(s):"
+                f" give shape ({self.dim},) for one draw or (K, {self.dim}) for K draws"
             )
-        if not bool(values.isfinite().all()):
-            k, d = (~values.isfinite()).nonzero()[0].tolist()
-            raise UsageError(
-                f"gamma[{k}, {d}] is {values[k, d].item()}: every value must be finite"
-            )
-        return self.check_support(values)
+        return draws
+
+    def check_values(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """The part of ``check`` that looks at values."""
+        if not bool(gamma.isfinite().all()):
+            k, d = (~gamma.isfinite()).nonzero()[0].tolist()
+            raise UsageError(f"gamma[{k}, {d}] is {gamma[k, d].item()}: every value must be finite")
+        return self.check_support(gamma)
 
     def check_support(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
         """Raise if a value lies outside the support; an unbounded prior takes all."""
@@ -110,7 +112,7 @@ class _Bounded(Prior):
     low: float = 0.0
     high: float = 1.0
     dim: int = 1
-    clamp: bool = False
+    clamp: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_dim(self, self.dim)

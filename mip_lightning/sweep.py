@@ -48,7 +48,8 @@ class GammaSweep(nn.Module):
         super().__init__()
         self.register_buffer("grid", grid, persistent=False)
         self._metrics: dict[str, list[Metric]] = {
-            "loss": [MeanMetric() for _ in grid],
+            # A loss that is not a number is shown as such, not left out of the mean.
+            "loss": [MeanMetric(nan_strategy="disable") for _ in grid],
             **{name: [metric.clone() for _ in grid] for name, metric in metrics.items()},
         }
         self.metrics = nn.ModuleDict(  # moves the metrics with the module
@@ -74,7 +75,8 @@ class GammaSweep(nn.Module):
         """
         for name, copies in self._metrics.items():
             if name == "loss":
-                copies[index].update(loss, batch_size)
+                # A value for each sample and not a weight: torchmetrics 1.9 drops weights here.
+                copies[index].update(loss.expand(batch_size))
             elif prediction is not None:
                 copies[index].update(prediction, target)
 

@@ -62,7 +62,7 @@ def test_the_negative_log_likelihood_is_that_of_scikit_learn_and_stays_finite():
     for chunk in range(0, 50, 20):
         metric.update(parts[chunk : chunk + 20], labels[chunk : chunk + 20])
     expected = log_loss(labels.numpy(), parts.exp().numpy(), labels=range(4))
-    assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
     underflowing = torch.tensor([[0.0, -500.0]])
     metric.reset()
     metric.update(underflowing, torch.tensor([1]))

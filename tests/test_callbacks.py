@@ -12,6 +12,7 @@ from test_bayesian_classification import loader
 from test_bayesian_classification import make as make_task
 from test_module import trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperModel, Normal, Uniform, UsageError
 from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
@@ -76,8 +77,8 @@ def test_stats_are_recorded_before_training_every_n_epochs_and_at_the_end():
     assert image.shape[0] > 400
     assert image.std() > 0.05  # something is drawn
     events = EventAccumulator("out").Reload()
-    assert [e.step for e in events.Scalars("proportionality_slope")] == [0, 6, 9]
-    assert [e.step for e in events.Scalars("proportionality_r2")] == [0, 6, 9]
+    assert [e.step for e in events.Scalars("proportionality/slope")] == [0, 6, 9]
+    assert [e.step for e in events.Scalars("proportionality/r2")] == [0, 6, 9]
     assert "predicted_weight_stats" in events.Tags()["images"]
     assert not list(Path("out").glob("*unfinished*"))
 
@@ -161,6 +162,20 @@ def test_predictions_are_written_in_the_order_of_the_data(suffix):
         first = [float(written[0][f"probabilities_{c}"]) for c in range(3)]
         assert first == pytest.approx(expected["probabilities"][0].tolist(), rel=1e-5)
     assert len(list(Path("out/deep").iterdir())) == 1
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(*loader().dataset.tensors, strict=True))
+
+
+def test_predictions_of_a_stream_are_written_in_its_order():
+    task = make_task()
+    t = trainer(callbacks=[PredictionWriter("p.pt")], default_root_dir="out")
+    with pytest.warns(UserWarning, match="Couldn't infer the batch indices"):
+        t.predict(task, DataLoader(Stream(), 8))
+    expected = task.predict_step(loader().dataset.tensors[0], 0)["probabilities"]
+    torch.testing.assert_close(torch.load("out/p.pt")["probabilities"], expected)
 
 
 @pytest.mark.parametrize(

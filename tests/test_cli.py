@@ -1,5 +1,4 @@
 import csv
-import os
 import shutil
 from pathlib import Path
 
@@ -16,8 +15,6 @@ QUICK = str(CONF / "quick.yaml")
 
 
 def run(*args: str) -> None:
-    """One command in a process of its own, as far as the run directory goes."""
-    os.environ.pop("MIP_LIGHTNING_RUN_DIR", None)
     main(args)
 
 
@@ -44,9 +41,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["mip-lightning"])
-        patch.delenv("MIP_LIGHTNING_RUN_DIR", raising=False)
         main(["fit", "--config", QUICK])
-        os.environ.pop("MIP_LIGHTNING_RUN_DIR", None)
     return folder / "runs" / "quick" / "version_0"
 
 
@@ -70,7 +65,7 @@ def test_a_run_directory_holds_all_of_a_run(fitted):
     assert any("tfevents" in path.name for path in fitted.iterdir())
     with (fitted / "csv" / "metrics.csv").open() as file:
         columns = set(csv.DictReader(file).fieldnames)
-    assert {"train_loss", "gamma", "val_accuracy", "proportionality_slope"} <= columns
+    assert {"train_loss", "gamma", "val_accuracy", "proportionality/slope"} <= columns
 
 
 def test_the_best_checkpoint_is_the_best_by_the_tasks_monitor(fitted):
@@ -134,6 +129,13 @@ def test_the_checkpoint_of_another_primary_is_refused_by_the_names_of_its_tensor
         capsys, "test", "--ckpt_path", checkpoint, "--model.primary.hidden_sizes", "[17]"
     )
     assert "model.primary.layers.1.weight is (16, 64) there, (17, 64) here" in line
+    line = refused(capsys, "test", "--ckpt_path", checkpoint, "--model.prior.high", "5")
+    assert "prior is Uniform(low=0.0, high=1.0, dim=1)" in line
+    assert "high=5.0" in line
+    line = refused(
+        capsys, "test", "--ckpt_path", checkpoint, "--model.hypernetwork.activation", "Tanh"
+    )
+    assert "LeakyReLU" in line
 
 
 def test_a_checkpoint_loads_without_the_command_line(fitted):
@@ -157,6 +159,28 @@ def test_a_run_is_resumed_in_its_own_folder():
     assert torch.load(last, weights_only=True)["epoch"] == 2
 
 
+def test_a_checkpoint_alone_goes_on_with_its_run():
+    run("fit", "--config", QUICK)
+    run(
+        "fit",
+        "--ckpt_path",
+        "runs/quick/version_0/checkpoints/last.ckpt",
+        "--trainer.max_epochs",
+        "3",
+    )
+    assert files("runs/quick") == {"version_0"}
+    assert torch.load("runs/quick/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    run("test", "--ckpt_path", "runs/quick/version_0/checkpoints/last.ckpt")
+    tested = yaml.safe_load(Path("runs/quick/version_0/test/config.yaml").read_text())
+    assert tested["trainer"]["max_epochs"] == 3  # the configuration that was last run
+
+
+def test_two_runs_of_one_process_have_a_folder_each():
+    for name in ("one", "two"):
+        run("fit", "--config", QUICK, "--run_dir", name, "--trainer.max_epochs", "1")
+    assert {"config.yaml", "checkpoints"} <= files("one") & files("two")
+
+
 def test_classes_of_a_users_own_package_are_named_by_their_import_path(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(CONF.parent))
     run("fit", "--config", str(CONF / "own_task.yaml"), "--trainer.enable_progress_bar", "false")
@@ -173,9 +197,30 @@ def test_any_logger_or_none_will_do(logger):
     assert "predicted_weight_stats.png" in files(folder)
 
 
-def test_a_trial_run_leaves_nothing_behind():
+def test_a_trial_run_leaves_nothing_behind(fitted):
     run("fit", "--config", QUICK, "--trainer.fast_dev_run", "1")
-    assert not Path("runs").exists()
+    for kind in ("test", "predict"):
+        best = str(fitted / "checkpoints" / "best.ckpt")
+        run(kind, "--ckpt_path", best, "--trainer.fast_dev_run", "1")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_users_own_checkpoint_callback_takes_the_place_of_the_default():
+    run(
+        "fit", "--config", QUICK, "--run_dir", "mine",
+        "--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.filename", "own",
+        "--trainer.callbacks.dirpath", "kept",
+    )  # fmt: skip
+    assert files("kept") == {"own.ckpt"}
+    assert "checkpoints" not in files("mine")
+
+
+def test_the_progress_bar_shows_loss_accuracy_and_gamma(capsys):
+    run("fit", "--config", QUICK, "--trainer.enable_progress_bar", "true")
+    shown = capsys.readouterr().out
+    for name in ("train_loss:", "train_accuracy:", "val_accuracy:", "gamma:"):
+        assert name in shown
+    assert "v_num" not in shown
 
 
 def test_the_configuration_that_is_printed_runs(capsys):
@@ -209,12 +254,30 @@ def test_the_version_is_that_of_the_package(capsys):
         (["--data", "MNIST"], "data_dir"),
         (["--data", "MNIST", "--data.data_dir", str(CONF)], "no MNIST/raw"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path='nowhere.ckpt': there is no such file"),
-        (["--ckpt_path", QUICK], "no checkpoint"),
+        (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k=3"),
+        (["--model.hypernetwork.activation", "Threshold"], "needs arguments"),
     ],
 )
 def test_bad_input_to_fit_gets_one_line(args, says, capsys):
     options = ["--trainer.num_sanity_val_steps", "0"]
     assert says in refused(capsys, "fit", "--config", QUICK, *options, *args)
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "cut", "tensor", "weights"])
+def test_a_file_that_is_no_checkpoint_gets_one_line(content, fitted, capsys):
+    path = Path("file.ckpt")
+    whole = (fitted / "checkpoints" / "best.ckpt").read_bytes()
+    if content in ("empty", "text", "cut"):
+        path.write_bytes({"empty": b"", "text": b"a: 1", "cut": whole[: len(whole) // 2]}[content])
+    else:
+        torch.save({"tensor": torch.rand(2), "weights": {"w": torch.rand(2)}}[content], path)
+    line = refused(capsys, "test", "--config", QUICK, "--ckpt_path", str(path))
+    assert "ckpt_path='file.ckpt' is no checkpoint" in line
+
+
+def test_a_checkpoint_that_was_moved_asks_for_a_configuration(fitted, capsys):
+    shutil.copy(fitted / "checkpoints" / "best.ckpt", "moved.ckpt")
+    assert "--config" in refused(capsys, "test", "--ckpt_path", "moved.ckpt")
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -1,4 +1,3 @@
-import stat
 import struct
 from pathlib import Path
 
@@ -111,15 +110,20 @@ def test_a_download_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
         raise RuntimeError("Error downloading train-images:\nTried mirror\nNo route")
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
-    with pytest.raises(UsageError, match="could not be downloaded") as error:
+    with pytest.raises(UsageError, match="could not be read or downloaded") as error:
         MNIST(str(tmp_path / "new")).prepare_data()
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_may_only_be_read_is_enough(tmp_path):
+def test_a_folder_that_lacks_a_file_or_holds_a_broken_one_is_refused_by_name(tmp_path):
     folder = write_mnist(tmp_path / "data")
-    (folder / "MNIST" / "raw").chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert len(parts(MNIST(str(folder)))["test"][1]) == 10
+    labels = folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(b"broken")
+    with pytest.raises(UsageError, match="could not be read"):
+        parts(MNIST(str(folder)))
+    labels.unlink()
+    with pytest.raises(UsageError, match=r"lacks train-images-idx3-ubyte.gz"):
+        parts(MNIST(str(folder)))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (28, 28), (64, 32)])

@@ -165,6 +165,44 @@ def test_a_primary_may_take_and_return_more_than_one_tensor(with_statistics):
     assert torch.equal(by_position["pair"][0], x)
 
 
+def test_containers_of_tensors_are_split_between_draws_too():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, parts):
+            return self.linear(parts["a"] + parts["b"][0])
+
+    model, gamma = make(primary=Sum()), torch.rand(3, 1)
+    a, b = torch.rand(6, 4), torch.rand(6, 4)
+    together = model(({"a": a, "b": [b]},), gamma)
+    alone = model(({"a": a[4:], "b": [b[4:]]},), gamma[2])
+    assert together.shape == (6, 2)
+    torch.testing.assert_close(together[4:], alone)
+
+
+class Averaging(nn.Module):
+    """Keeps a moving average by putting a new tensor in the place of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.average = 0.5 * self.average + 0.5 * x.mean(0)
+        return self.linear(x)
+
+
+def test_a_primary_may_write_its_buffers_whatever_the_number_of_draws():
+    model, x = make(primary=Averaging()), torch.rand(4, 4)
+    model(x, torch.rand(2, 1))
+    first, second = x[:2].mean(0), x[2:].mean(0)
+    torch.testing.assert_close(model.primary.average, 0.25 * first + 0.5 * second)
+
+
 def test_networks_of_torchvision_are_wrapped_as_they_are():
     primary = torchvision.models.resnet18(num_classes=3)
     model = make(primary=primary, hidden_sizes=[2])
@@ -242,6 +280,13 @@ compiled = torch.compile(model, fullgraph=True)
 for gamma in (torch.rand(1), torch.rand(2, 1), torch.rand(4, 1)):
     torch.testing.assert_close(compiled(x, gamma), model(x, gamma), atol=1e-5, rtol=1e-5)
     compiled(x, gamma).sum().backward()
+for wrong in (torch.rand(1, 2), torch.rand(3, 1)):
+    try:
+        compiled(x, wrong)
+    except Exception as error:
+        assert "gamma" in str(error), error
+    else:
+        raise AssertionError("a gamma of the wrong shape went through")
 """
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 
-from mip_lightning import HyperLightningModule, StepOutput, Uniform, UsageError
+from mip_lightning import HyperLightningModule, HypernetworkConfig, StepOutput, Uniform, UsageError
 from mip_lightning.module import batch_size
 
 
@@ -135,7 +135,7 @@ def test_draws_differ_between_epochs_ranks_and_seeds(monkeypatch):
 
 def test_a_gamma_that_a_user_gives_is_checked_and_a_drawn_one_is_not():
     class Unchecked(Uniform):
-        def check(self, gamma):
+        def check_values(self, gamma):
             raise AssertionError("checked")
 
     task = Denoising(nn.Linear(4, 4), Unchecked(0, 1))
@@ -176,6 +176,59 @@ def test_the_default_optimizer_is_a_fused_adam():
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["fused"]
     assert optimizer.defaults["lr"] == 3e-4
+
+
+def test_a_checkpoint_of_another_prior_or_trunk_is_refused():
+    t = trainer()
+    t.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
+    t.save_checkpoint("task.ckpt")
+
+    def load(**arguments):
+        plain = {"primary": nn.Linear(4, 4), "prior": Uniform(0, 1)}
+        return Denoising.load_from_checkpoint("task.ckpt", **{**plain, **arguments})
+
+    load(prior=Uniform(0, 1, clamp=True))  # how a gamma is checked is no part of the weights
+    with pytest.raises(UsageError, match=r"prior is Uniform\(low=0, high=1.*high=2"):
+        load(prior=Uniform(0, 2))
+    with pytest.raises(UsageError, match=r"trunk is .*LeakyReLU.*Tanh"):
+        load(hypernetwork=HypernetworkConfig(activation="Tanh"))
+
+
+def test_a_training_step_looks_at_no_value(monkeypatch):
+    steps: list[int] = []
+    looks: list[int] = []
+    item = torch.Tensor.item
+
+    def counted(tensor):
+        looks.append(len(steps))
+        return item(tensor)
+
+    class Count(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            steps.append(batch_idx)
+
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+    t = trainer(callbacks=[Count()], limit_val_batches=0)
+    monkeypatch.setattr(torch.Tensor, "item", counted)
+    t.fit(task, loader(80, 8), loader())
+    assert len(steps) == 10
+    assert [look for look in looks if 0 < look < 10] == []  # none but around the epoch
+
+
+def test_a_loss_that_is_not_a_number_is_shown_as_such():
+    class Diverging(Denoising):
+        def loss(self, batch, gamma):
+            output = super().loss(batch, gamma)
+            return output._replace(loss=output.loss * (torch.nan if gamma == 1 else 1))
+
+    (logged,) = trainer().test(Diverging(nn.Linear(4, 4), Uniform(0, 1)), loader(), verbose=False)
+    assert logged["test_loss"] != logged["test_loss"]
+    assert logged["test_mse"] == logged["test_mse"]
+
+
+def test_a_task_without_predictions_says_so():
+    with pytest.raises(UsageError, match="Denoising does not say how to predict"):
+        trainer().predict(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader())
 
 
 def test_no_draw_at_all_is_refused():

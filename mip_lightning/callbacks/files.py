@@ -44,12 +44,14 @@ def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
 class StepTable:
     """A CSV file that grows as training goes on, each row with the ``step`` it belongs to.
 
+    (What is written once, and never resumed, need not have the column ``step``.)
+
     A resumed run goes on with the file, without the rows that the interrupted run wrote after
     the checkpoint. A run that is not resumed takes a new name where the file is there.
 
     Args:
         path: The CSV file.
-        columns: Names of the columns; one is ``step``.
+        columns: Names of the columns.
         resumed_at: The checkpoint's step; ``None`` if the run starts anew.
     """
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +17,7 @@ from mip_lightning.sweep import Curve
 class GammaCurve(Callback):
     """Writes each metric at each gamma of the grid, after every validation and test.
 
-    ``val_gamma_curve.csv`` has a row for each validation and gamma; ``test_gamma_curve.csv`` one
+    ``val_gamma_curve.csv`` has a row for each gamma and, in ``fit``, each validation; ``test_gamma_curve.csv`` one
     for each gamma, beside the figure ``test_gamma_curve.png``, which TensorBoard gets too. They
     are in the run's folder. Modules that are no HyperLightningModule are left alone.
     """
@@ -56,17 +57,19 @@ class GammaCurve(Callback):
         self, trainer: Trainer, grid: Float[Tensor, "n D"], curves: dict[str, Curve], stage: str
     ) -> Path:
         dimensions = [f"gamma_{d}" for d in range(grid.shape[1])]
+        when: dict[str, int] = {}
+        if trainer.state.fn == TrainerFn.FITTING:
+            when = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
         if self._table is None:
             self._table = StepTable(
                 self._folder / f"{stage}_gamma_curve.csv",
-                ["step", "epoch", *dimensions, *curves],
+                [*when, *dimensions, *curves],
                 self._resumed_at,
             )
         metrics = zip(*(curve.values.tolist() for curve in curves.values()), strict=True)
         self._table.append(
             {
-                "step": trainer.global_step,
-                "epoch": trainer.current_epoch,
+                **when,
                 **dict(zip(dimensions, gamma, strict=True)),
                 **dict(zip(curves, values, strict=True)),
             }

@@ -85,7 +85,7 @@ class PredictedWeightStats(Callback):
 
     Writes ``predicted_weight_stats.csv`` (a row for each step, tensor and gamma) and the figure
     ``predicted_weight_stats.png`` to the run's folder, the figure also to TensorBoard, and logs
-    ``proportionality_slope`` and ``proportionality_r2``.
+    ``proportionality/slope`` and ``proportionality/r2``.
 
     Args:
         every_n_epochs: Record at the end of each N-th epoch.
@@ -175,7 +175,7 @@ class PredictedWeightStats(Callback):
         fit = proportionality(self._grid.norm(dim=1), stds[ALL])
         for logger in trainer.loggers:
             logger.log_metrics(
-                {"proportionality_slope": fit.slope, "proportionality_r2": fit.r2},
+                {"proportionality/slope": fit.slope, "proportionality/r2": fit.r2},
                 step=trainer.global_step,
             )
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from mip_lightning.callbacks.files import run_folder
+from mip_lightning.callbacks.files import run_folder, writes_files
 from mip_lightning.errors import UsageError
 
 SUFFIXES = (".csv", ".pt")
@@ -54,17 +54,20 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather from all ranks and write on the first."""
-        (indices_of_batches,) = batch_indices  # one data loader
-        indices = torch.tensor([i for batch in indices_of_batches for i in batch])
         columns = {
             name: torch.cat([batch[name].cpu() for batch in predictions])
             for name in (predictions[0] if predictions else {})
         }
+        num_samples = len(next(iter(columns.values()), ()))
+        (indices_of_batches,) = batch_indices  # one data loader
+        indices = torch.tensor([i for batch in indices_of_batches for i in batch])
+        if len(indices) != num_samples:  # a stream of samples has no indices: keep its order
+            indices = torch.arange(num_samples)
         parts: list[Any] = [(indices, columns)]
         if trainer.world_size > 1:
             parts *= trainer.world_size
             torch.distributed.all_gather_object(parts, (indices, columns))
-        if not trainer.is_global_zero:
+        if not writes_files(trainer):
             return
         parts = [part for part in parts if part[1]]
         order = torch.cat([indices for indices, _ in parts]).argsort()

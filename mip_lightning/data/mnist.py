@@ -10,6 +10,13 @@ from torchvision import datasets
 from mip_lightning.data.in_memory import InMemoryClassification
 from mip_lightning.errors import UsageError
 
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
 
 class MNIST(InMemoryClassification):
     """Images of 1 x 28 x 28 pixels in [0, 1], ten classes, with the official test split.
@@ -61,11 +68,19 @@ class MNIST(InMemoryClassification):
     def load(self) -> tuple[TensorDataset, TensorDataset]:
         """Read all images into memory."""
         raw = self.data_dir / "MNIST" / "raw"
-        if (raw / "train-images-idx3-ubyte").is_file():
+        if all((raw / name).is_file() for name in FILES):
             return self._open(self.data_dir, download=False)
         # torchvision unpacks archives beside them; the user's folder stays as it is.
         with tempfile.TemporaryDirectory() as scratch:
-            shutil.copytree(raw, Path(scratch) / "MNIST" / "raw")
+            copies = Path(scratch) / "MNIST" / "raw"
+            copies.mkdir(parents=True)
+            for name in (f"{name}.gz" for name in FILES):
+                if not (raw / name).is_file():
+                    raise UsageError(
+                        f"data_dir={str(self.data_dir)!r}: MNIST is not complete there, for"
+                        f" MNIST/raw lacks {name}; name a folder with the four files"
+                    )
+                shutil.copyfile(raw / name, copies / name)
             return self._open(Path(scratch), download=True)
 
     def _open(self, folder: Path, download: bool) -> tuple[TensorDataset, TensorDataset]:
@@ -74,11 +89,11 @@ class MNIST(InMemoryClassification):
                 datasets.MNIST(str(folder), train=train, download=download)
                 for train in (True, False)
             )
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"data_dir={str(self.data_dir)!r}: MNIST is not complete there and could not be"
-                f" downloaded ({reason}); name a folder with the four files in MNIST/raw"
+                f"data_dir={str(self.data_dir)!r}: MNIST could not be read or downloaded"
+                f" ({reason}); name a folder with the four files of MNIST in MNIST/raw"
             ) from error
         return _tensors(train), _tensors(test)
 

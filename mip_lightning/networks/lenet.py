@@ -43,9 +43,9 @@ class LeNet(nn.Module):
             nn.Flatten(), nn.Linear(64 * 2 * 2, 84), nn.ReLU(), nn.Linear(84, num_classes)
         )
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.get_parameter("bias"), 0.0)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
         """Classify images.

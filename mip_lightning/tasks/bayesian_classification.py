@@ -93,8 +93,8 @@ class BayesianClassification(HyperLightningModule):
         )
         self._ensemble_metrics: dict[str, Metric] = {
             **self.configure_metrics(),
-            "predictive_entropy": MeanMetric(),
-            "mutual_information": MeanMetric(),
+            "predictive_entropy": MeanMetric(nan_strategy="disable"),
+            "mutual_information": MeanMetric(nan_strategy="disable"),
         }
         self.ensemble_metrics = nn.ModuleDict(self._ensemble_metrics)  # moves with the module
 

@@ -51,15 +51,12 @@ class NegativeLogLikelihood(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(
-        self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]
-    ) -> None:
+    def update(self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]) -> None:
         """Add a batch."""
-        picked = log_probabilities.gather(1, target.unsqueeze(1))
-        self.total -= picked.sum(dtype=self.total.dtype)
+        self.total -= log_probabilities.gather(1, target.unsqueeze(1)).sum()
         self.count += len(target)
 
     def compute(self) -> Float[Tensor, ""]:
