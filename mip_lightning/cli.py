@@ -1,14 +1,13 @@
 """The command line: ``mip-lightning fit | validate | test | predict``, by LightningCLI."""
 
 import argparse
-import difflib
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -17,10 +16,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-# Classes of these packages go by their short names in a configuration.
-from mip_lightning import callbacks, data, encodings, networks, priors, tasks
 from mip_lightning.callbacks import GammaCurve, PredictionWriter, RunProgressBar
 from mip_lightning.errors import UsageError
+from mip_lightning.messages import OneLineParser, one_line, usage_error
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.run_directory import (
     CHECKPOINTS,
@@ -45,28 +43,6 @@ EXPECTED_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",
 )
 """Warnings that tell the user of this command line nothing, each with its reason."""
-
-NOISE = (
-    "Does not validate against any of the Union subtypes",
-    "Subtypes:",
-    "Errors:",
-    "Expected a <class 'NoneType'>",
-    "Expected a path but",
-)
-"""Lines of a parser's message that say nothing to a user."""
-
-UNKNOWN_CLASS = "Expected a dot import path string:"
-"""How the parser says that a class is not known."""
-
-
-class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with the arguments in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the line that matters and exit with status 2."""
-        if ex is not None and (usage := _usage_error(ex)):
-            message = str(usage)
-        self.exit(2, f"mip-lightning: error: {_one_line(message)}\n")
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -212,10 +188,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 warnings.filterwarnings("ignore", message)
             MipLightningCLI(args)
     except (ValueError, TypeError) as error:
-        usage = _usage_error(error)
+        usage = usage_error(error)
         if usage is None:
             raise
-        sys.exit(f"mip-lightning: error: {_one_line(str(usage))}")
+        sys.exit(f"mip-lightning: error: {one_line(str(usage))}")
     finally:
         release()
 
@@ -267,46 +243,3 @@ def _loggers(folder: Path) -> list[Logger]:
         TensorBoardLogger(folder, name="", version=""),
         CSVLogger(folder, name="", version=name),
     ]
-
-
-def _usage_error(error: BaseException | None) -> UsageError | None:
-    """The usage error behind an error, which the parser may have wrapped."""
-    for cause in _causes(error):
-        if isinstance(cause, UsageError):
-            return cause
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(message: str) -> str:
-    kept = []
-    for line in message.splitlines():
-        text = line.strip().removeprefix("- ")
-        if text.startswith("Given value"):
-            break
-        if text.startswith("the following arguments are required"):
-            text += ": give them, or a file that names them by --config"
-        if text.startswith(UNKNOWN_CLASS):
-            text = _unknown_class(text.removeprefix(UNKNOWN_CLASS).strip())
-        if text and not text.startswith(NOISE):
-            kept.append(text)
-    return " ".join(kept)
-
-
-def _unknown_class(name: str) -> str:
-    known = [
-        n
-        for package in (tasks, callbacks, data, networks, priors, encodings)
-        for n, value in vars(package).items()
-        if isinstance(value, type)
-    ]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return (
-        f"there is no class {name!r}{hint}: name one of this library, or another by its import path"
-    )

@@ -14,14 +14,19 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mip_lightning.draws import (
+    Inputs,
+    as_arguments,
+    draws_dimension,
+    join_draws,
+    pick_draw,
+    split_draws,
+)
 from mip_lightning.encodings import Encoding, IdentityEncoding, L2Encoding
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.layout import ParameterLayout
 from mip_lightning.priors import Prior
-
-Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""What the primary is called with: one tensor, positional or keyword arguments."""
 
 Formulation: TypeAlias = Literal["default", "input", "output", "mip"]
 """The paper's ablation: neither change, the input encoding, the output encoding, or both."""
@@ -180,28 +185,28 @@ class HyperModel(nn.Module):
         Raises:
             UsageError: If K does not divide the number of samples.
         """
-        args, kwargs = _as_arguments(inputs)
+        args, kwargs = as_arguments(inputs)
         name, first = next(iter(theta.items()))
         if first.ndim == len(self.layout.shapes[name]):
             return self._call(dict(theta), args, kwargs)
         num_draws = len(first)
-        grouped_args = tuple(_split(value, num_draws) for value in args)
-        grouped_kwargs = {name: _split(value, num_draws) for name, value in kwargs.items()}
+        grouped_args = tuple(split_draws(value, num_draws) for value in args)
+        grouped_kwargs = {name: split_draws(value, num_draws) for name, value in kwargs.items()}
         if self._may_write_buffers():
-            return _join(
+            return join_draws(
                 [
                     self._call(
                         {name: t[k] for name, t in theta.items()},
-                        tuple(_pick(value, k) for value in grouped_args),
-                        {name: _pick(value, k) for name, value in grouped_kwargs.items()},
+                        tuple(pick_draw(value, k) for value in grouped_args),
+                        {name: pick_draw(value, k) for name, value in grouped_kwargs.items()},
                     )
                     for k in range(num_draws)
                 ]
             )
         in_dims = (
             0,
-            tuple(_draws_dimension(value) for value in args),
-            {name: _draws_dimension(value) for name, value in kwargs.items()},
+            tuple(draws_dimension(value) for value in args),
+            {name: draws_dimension(value) for name, value in kwargs.items()},
         )
         output = vmap(self._call, in_dims, randomness="different")(
             dict(theta), grouped_args, grouped_kwargs
@@ -259,46 +264,3 @@ def _predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
         for parameter in module.parameters(recurse=False)
     }
     return {name: p for name, p in primary.named_parameters() if p not in ordinary}
-
-
-def _as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def _split(value: Any, num_draws: int) -> Any:
-    """View each tensor ``(B, ...)`` as ``(K, B / K, ...)``; anything else goes to each group."""
-
-    def split(tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0 or len(tensor) % num_draws:
-            raise UsageError(
-                f"gamma holds {num_draws} draws, which do not divide an input of shape"
-                f" {tuple(tensor.shape)}: give a batch that K divides (drop_last=True leaves out"
-                " the last, smaller one)"
-            )
-        return tensor.view(num_draws, -1, *tensor.shape[1:])
-
-    return apply_to_collection(value, Tensor, split)
-
-
-def _draws_dimension(value: Any) -> int | None:
-    """What ``vmap`` is told of an argument: a tensor, or a container of tensors, is split."""
-    return 0 if isinstance(value, (Tensor, tuple, list, Mapping)) else None
-
-
-def _pick(value: Any, draw: int) -> Any:
-    return apply_to_collection(value, Tensor, lambda tensor: tensor[draw])
-
-
-def _join(outputs: Sequence[Any]) -> Any:
-    """Concatenate the tensors of equal structures along their first dimension."""
-    first = outputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(outputs)) if first.ndim else torch.stack(list(outputs))
-    if isinstance(first, Mapping):
-        return {key: _join([output[key] for output in outputs]) for key in first}
-    if isinstance(first, (tuple, list)):
-        joined = [_join(values) for values in zip(*outputs, strict=True)]
-        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
-    return first

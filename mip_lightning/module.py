@@ -13,8 +13,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
+from mip_lightning.draws import Inputs
 from mip_lightning.errors import UsageError
-from mip_lightning.hypermodel import Formulation, HyperModel, Inputs
+from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.priors import Prior
 from mip_lightning.sweep import Curve, GammaSweep
@@ -224,8 +226,8 @@ class HyperLightningModule(LightningModule, ABC):
         """
         self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
         if self.strict_loading:
-            _check_same_tensors(checkpoint["state_dict"], self.state_dict())
-            _check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
+            check_same_tensors(checkpoint["state_dict"], self.state_dict())
+            check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
 
     def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """The loss of a batch at gamma values that this module drew or took from a grid."""
@@ -284,30 +286,3 @@ class _GivenHyperparameters(HyperparametersMixin):
 
 def _made_by_command_line() -> bool:
     return "_instantiator" in _GivenHyperparameters().hparams
-
-
-def _check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    differences = [
-        f"{name} is {_shape(found, name)} there, {_shape(expected, name)} here"
-        for name in [*expected, *(name for name in found if name not in expected)]
-        if _shape(found, name) != _shape(expected, name)
-    ]
-    if differences:
-        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise UsageError(
-            f"ckpt_path: the checkpoint is of another model: {'; '.join(differences[:4])}{more}."
-            " Give the primary, prior and hypernetwork that it was trained with"
-        )
-
-
-def _check_same_architecture(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    for part, description in found.items():
-        if description != expected[part]:
-            raise UsageError(
-                f"ckpt_path: the checkpoint's {part} is {description}, this model's is"
-                f" {expected[part]}: give the {part} that it was trained with"
-            )
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
-    return str(tuple(tensors[name].shape)) if name in tensors else "missing"
