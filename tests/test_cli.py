@@ -188,6 +188,20 @@ def test_classes_of_a_users_own_package_are_named_by_their_import_path(monkeypat
     assert files("runs/own/version_0/checkpoints") == {"best.ckpt", "last.ckpt"}
 
 
+def test_a_network_of_torchvision_is_named_by_its_import_path(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(CONF.parent))
+    config = yaml.safe_load(Path(QUICK).read_text())
+    config["data"] = {"class_path": "own_package.Pictures"}
+    config["model"]["init_args"]["primary"] = {
+        "class_path": "torchvision.models.resnet18",
+        "init_args": {"num_classes": 10},
+    }
+    Path("resnet.yaml").write_text(yaml.safe_dump(config))
+    options = ["--trainer.fast_dev_run", "1", "--trainer.enable_model_summary", "true"]
+    run("fit", "--config", "resnet.yaml", *options)
+    assert "HyperModel" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("logger", ["false", "CSVLogger"])
 def test_any_logger_or_none_will_do(logger):
     extra = [] if logger == "false" else ["--trainer.logger.save_dir", "logs"]

@@ -217,12 +217,13 @@ def test_networks_of_torchvision_are_wrapped_as_they_are():
     assert primary.bn1.weight.grad is not None
 
 
-def test_theta_keeps_float32_under_autocast():
-    model = make()
+def test_theta_is_formed_in_float32_under_autocast():
+    model, gamma = make(), torch.rand(1)
+    expected = model.theta(gamma)
     with torch.autocast("cpu", torch.bfloat16):
-        theta = model.theta(torch.rand(1, 1))
+        theta = model.theta(gamma)
         assert model(torch.rand(2, 1, 8, 8), torch.rand(1)).dtype == torch.bfloat16
-    assert {t.dtype for t in theta.values()} == {torch.float32}
+    assert all(torch.equal(theta[name], expected[name]) for name in expected)
 
 
 class Fragile(nn.Linear):
