@@ -17,9 +17,10 @@ from mip_lightning.sweep import Curve
 class GammaCurve(Callback):
     """Writes each metric at each gamma of the grid, after every validation and test.
 
-    ``val_gamma_curve.csv`` has a row for each gamma and, in ``fit``, each validation; ``test_gamma_curve.csv`` one
-    for each gamma, beside the figure ``test_gamma_curve.png``, which TensorBoard gets too. They
-    are in the run's folder. Modules that are no HyperLightningModule are left alone.
+    ``val_gamma_curve.csv`` has a row for each gamma and, in ``fit``, each validation;
+    ``test_gamma_curve.csv`` one for each gamma, beside the figure ``test_gamma_curve.png``, which
+    TensorBoard gets too. They are in the run's folder. Modules that are no HyperLightningModule
+    are left alone.
     """
 
     def __init__(self) -> None:

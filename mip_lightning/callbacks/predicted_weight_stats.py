@@ -42,9 +42,7 @@ class Proportionality(NamedTuple):
     r2: float
 
 
-def proportionality(
-    magnitude: Float[Tensor, " n"], std: Float[Tensor, " n"]
-) -> Proportionality:
+def proportionality(magnitude: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Proportionality:
     """Fit the line, in float64.
 
     Args:
@@ -62,9 +60,7 @@ def proportionality(
 
 
 @torch.no_grad()
-def weight_std(
-    model: HyperModel, grid: Float[Tensor, "n D"]
-) -> dict[str, Float[Tensor, " n"]]:
+def weight_std(model: HyperModel, grid: Float[Tensor, "n D"]) -> dict[str, Float[Tensor, " n"]]:
     """Standard deviation of the predicted weights at each gamma of a grid.
 
     Returns:
@@ -193,7 +189,8 @@ class PredictedWeightStats(Callback):
             f" formulation: {model.formulation}"
         )
         left, right = figure.subplots(1, 2)
-        first, last = list(records)[0], list(records)[-1]
+        times = list(records)
+        first, last = times[0], times[-1]
         _draw_together(left, self._grid, {when: records[when][ALL] for when in (first, last)})
         _draw_each(right, self._grid, records[last], last)
         publish_figure(trainer, figure, self._figure_path)

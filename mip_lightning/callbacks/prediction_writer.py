@@ -72,8 +72,7 @@ class PredictionWriter(BasePredictionWriter):
         parts = [part for part in parts if part[1]]
         order = torch.cat([indices for indices, _ in parts]).argsort()
         merged = {
-            name: torch.cat([columns[name] for _, columns in parts])[order]
-            for name in parts[0][1]
+            name: torch.cat([columns[name] for _, columns in parts])[order] for name in parts[0][1]
         }
         path = self._folder / self.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +86,10 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _write_csv(path: Path, columns: Mapping[str, Tensor]) -> None:
-    flat = {name: tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
-            for name, tensor in columns.items()}
+    flat = {
+        name: tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+        for name, tensor in columns.items()
+    }
     header = [
         name if tensor.shape[1] == 1 else f"{name}_{i}"
         for name, tensor in flat.items()

@@ -79,9 +79,7 @@ class TopLabelCalibrationError(BinaryCalibrationError):
     def __init__(self, n_bins: int = 15) -> None:
         super().__init__(n_bins=n_bins, norm="l1", validate_args=False)
 
-    def update(
-        self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]
-    ) -> None:
+    def update(self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]) -> None:
         """Add a batch."""
         confidence, predicted = log_probabilities.exp().max(dim=-1)
         super().update(confidence.clamp(max=1.0), (predicted == target).long())
