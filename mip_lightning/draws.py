@@ -1,6 +1,6 @@
 """K draws in a batch: inputs split into K groups, outputs joined again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +20,18 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, in containers too, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from tensors_in(part)
+
+
 def split_draws(value: Any, num_draws: int) -> Any:
     """View each tensor ``(B, ...)`` as ``(K, B / K, ...)``; anything else goes to each group."""
 
@@ -37,7 +49,7 @@ def split_draws(value: Any, num_draws: int) -> Any:
 
 def draws_dimension(value: Any) -> int | None:
     """What ``vmap`` is told of an argument: a tensor, or a container of tensors, is split."""
-    return 0 if isinstance(value, (Tensor, tuple, list, Mapping)) else None
+    return None if next(iter(tensors_in(value)), None) is None else 0
 
 
 def pick_draw(value: Any, draw: int) -> Any:

@@ -169,7 +169,7 @@ class HyperModel(nn.Module):
         with torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta[0])
-            theta0 = _predicted(self.primary)
+            theta0 = dict(self.primary.named_parameters())
             return {name: theta0[name] + part for name, part in parts.items()}
 
     def run(self, theta: Mapping[str, Tensor], inputs: Inputs) -> Any:

@@ -1,7 +1,7 @@
 """HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
-from mip_lightning.draws import Inputs
+from mip_lightning.draws import Inputs, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
@@ -58,8 +58,8 @@ class HyperLightningModule(LightningModule, ABC):
         test_grid_size: Number of gamma over which test sweeps.
 
     Raises:
-        UsageError: If ``draws_per_batch`` is below 1, or as ``HyperModel`` and the prior's
-            ``grid`` raise.
+        UsageError: If ``draws_per_batch`` or the size of a grid is below 1, a metric is called
+            ``loss``, or as ``HyperModel`` raises.
 
     Example::
 
@@ -260,20 +260,9 @@ def batch_size(batch: Any) -> int:
     Raises:
         UsageError: If the batch holds no tensor.
     """
-    for tensor in _tensors(batch):
+    for tensor in tensors_in(batch):
         return len(tensor)
     raise UsageError(f"a batch of type {type(batch).__name__} holds no tensor to count samples by")
-
-
-def _tensors(batch: Any) -> Iterable[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, Sequence) and not isinstance(batch, str):
-        for value in batch:
-            yield from _tensors(value)
 
 
 class _GivenHyperparameters(HyperparametersMixin):

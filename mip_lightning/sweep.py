@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from mip_lightning.errors import UsageError
+
 
 class Curve(NamedTuple):
     """One metric over the grid.
@@ -40,12 +42,17 @@ class GammaSweep(nn.Module):
     Args:
         grid: The values of gamma, shape ``(n, D)``.
         metrics: The task's metrics by name; each gamma gets copies of its own.
+
+    Raises:
+        UsageError: If a metric is called ``loss``.
     """
 
     grid: Float[Tensor, "n D"]
 
     def __init__(self, grid: Float[Tensor, "n D"], metrics: Mapping[str, Metric]) -> None:
         super().__init__()
+        if "loss" in metrics:
+            raise UsageError("a metric is called 'loss', which the loss itself is: rename it")
         self.register_buffer("grid", grid, persistent=False)
         self._metrics: dict[str, list[Metric]] = {
             # A loss that is not a number is shown as such, not left out of the mean.

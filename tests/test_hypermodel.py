@@ -182,6 +182,20 @@ def test_containers_of_tensors_are_split_between_draws_too():
     torch.testing.assert_close(together[4:], alone)
 
 
+def test_a_container_without_tensors_goes_to_each_draw_as_it_is():
+    class Resized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x, size):
+            return self.linear(x.reshape(*size, 4))
+
+    model = make(primary=Resized())
+    together = model({"x": torch.rand(6, 4), "size": (2,)}, torch.rand(3, 1))
+    assert together.shape == (6, 2)
+
+
 class Averaging(nn.Module):
     """Keeps a moving average by putting a new tensor in the place of its buffer."""
 

@@ -231,6 +231,15 @@ def test_a_task_without_predictions_says_so():
         trainer().predict(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader())
 
 
+def test_a_metric_may_not_take_the_name_of_the_loss():
+    class Clash(Denoising):
+        def configure_metrics(self):
+            return {"loss": MeanSquaredError()}
+
+    with pytest.raises(UsageError, match="'loss'"):
+        Clash(nn.Linear(4, 4), Uniform(0, 1))
+
+
 def test_no_draw_at_all_is_refused():
     with pytest.raises(UsageError, match="draws_per_batch=0"):
         Denoising(nn.Linear(4, 4), Uniform(0, 1), draws_per_batch=0)
