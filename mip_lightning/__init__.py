@@ -1,24 +1,64 @@
 """Hypernetworks with Magnitude Invariant Parametrizations (MIP) in PyTorch Lightning."""
 
-from mip_lightning.encodings import Encoding, IdentityEncoding, L2Encoding
+from mip_lightning.encodings import (
+    ComplementEncoding,
+    DirectionEncoding,
+    Encoding,
+    IdentityEncoding,
+    L2Encoding,
+)
 from mip_lightning.errors import UsageError
+from mip_lightning.heads import ChunkedHead, DenseHead, Head, LowRankHead
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.module import HyperLightningModule, StepOutput
-from mip_lightning.priors import LogUniform, Normal, Prior, Uniform
+from mip_lightning.priors import (
+    Categorical,
+    EndPointOversampling,
+    Joint,
+    LogOddsUniform,
+    LogUniform,
+    Normal,
+    Prior,
+    SquareRootUniform,
+    Stratified,
+    Uniform,
+    Values,
+)
+from mip_lightning.selection import All, ByName, ByRegularExpression, ByType, Selection
+from mip_lightning.theta import ThetaConfig
 
 __all__ = [
+    "All",
+    "ByName",
+    "ByRegularExpression",
+    "ByType",
+    "Categorical",
+    "ChunkedHead",
+    "ComplementEncoding",
+    "DenseHead",
+    "DirectionEncoding",
     "Encoding",
+    "EndPointOversampling",
+    "Head",
     "HyperLightningModule",
     "HyperModel",
     "Hypernetwork",
     "HypernetworkConfig",
     "IdentityEncoding",
+    "Joint",
     "L2Encoding",
+    "LogOddsUniform",
     "LogUniform",
+    "LowRankHead",
     "Normal",
     "Prior",
+    "Selection",
+    "SquareRootUniform",
     "StepOutput",
+    "Stratified",
+    "ThetaConfig",
     "Uniform",
     "UsageError",
+    "Values",
 ]

@@ -1,10 +1,11 @@
-"""The command line: ``mip-lightning fit | validate | test | predict``, by LightningCLI."""
+"""The command line: ``mip-lightning fit | validate | test | predict | export``, by LightningCLI."""
 
 import argparse
 import pickle
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,22 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+    instantiate_class,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from mip_lightning.callbacks import GammaCurve, PredictionWriter, RunProgressBar
+from mip_lightning.callbacks import (
+    GammaCurve,
+    HyperModelSummary,
+    PredictionWriter,
+    RunProgressBar,
+)
 from mip_lightning.errors import UsageError
 from mip_lightning.messages import OneLineParser, one_line, usage_error
 from mip_lightning.module import HyperLightningModule
@@ -28,9 +40,10 @@ from mip_lightning.run_directory import (
     release,
     run_of_checkpoint,
 )
+from mip_lightning.trainer import HyperTrainer
 
 BEST = "best"
-NEEDS_CHECKPOINT = ("validate", "test", "predict")
+NEEDS_CHECKPOINT = ("validate", "test", "predict", "export")
 
 EXPECTED_WARNINGS = (
     # The module's own Adam is there to be replaced by the optimizer that is named.
@@ -66,6 +79,7 @@ class MipLightningCLI(LightningCLI):
             HyperLightningModule,
             LightningDataModule,
             save_config_callback=SaveRunConfig,
+            trainer_class=HyperTrainer,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_kwargs=parser_kwargs,
@@ -74,6 +88,11 @@ class MipLightningCLI(LightningCLI):
             subclass_mode_data=True,
             args=None if args is None else list(args),
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and ``export``."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and what every run has: checkpoints, curves, predictions."""
@@ -130,7 +149,22 @@ class MipLightningCLI(LightningCLI):
         Lightning would ignore in silence a model that differs from the checkpoint's. So the
         checkpoint of another primary is refused, and ``--model.ensemble_size`` has its effect.
         """
-        self.config[self.subcommand].model = self._model_options
+        options = self.config[self.subcommand]
+        options.model = self._model_options
+        if options.ckpt_path is not None and options.model.init_args.theta is not None:
+            options.model.init_args.theta.pretrained = None  # the checkpoint has all weights
+
+    def instantiate_classes(self) -> None:
+        """Give the optimizer that is named the model's parameters by part."""
+        super().instantiate_classes()
+        options = self.config_init[self.subcommand]
+        if options.get("optimizer"):
+            self.model.configure_optimizers = partial(
+                _configure_optimizers,
+                self.model,
+                options.optimizer.as_dict(),
+                options.lr_scheduler.as_dict() if options.get("lr_scheduler") else None,
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer around the run's folder."""
@@ -165,6 +199,9 @@ class MipLightningCLI(LightningCLI):
 
         if lacks(GammaCurve):
             callbacks.append(GammaCurve())
+        if lacks(ModelSummary) and options["trainer"]["enable_model_summary"] is not False:
+            callbacks.append(HyperModelSummary())
+            options["trainer"]["enable_model_summary"] = False  # else Lightning says it has one
         if lacks(ProgressBar) and options["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(RunProgressBar())
         wanted = options["trainer"]["enable_checkpointing"] is not False
@@ -194,6 +231,19 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"mip-lightning: error: {one_line(str(usage))}")
     finally:
         release()
+
+
+def _configure_optimizers(
+    model: HyperLightningModule,
+    optimizer_init: dict[str, Any],
+    scheduler_init: dict[str, Any] | None,
+) -> OptimizerLRScheduler:
+    optimizer = instantiate_class(model.parameter_groups(), optimizer_init)
+    scheduler = instantiate_class(optimizer, scheduler_init) if scheduler_init else None
+    configured: OptimizerLRScheduler = LightningCLI.configure_optimizers(
+        model, optimizer, scheduler
+    )
+    return configured
 
 
 def _defaults(args: Sequence[str]) -> tuple[str | None, dict[str, Any]]:

@@ -1,12 +1,15 @@
 """Input encodings E: what the hypernetwork sees of gamma."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mip_lightning.priors import Prior
+from mip_lightning.priors import Categorical, Prior
 
 
 class Encoding(nn.Module, ABC):
@@ -28,6 +31,10 @@ class Encoding(nn.Module, ABC):
     @abstractmethod
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
         """Encode gamma."""
+
+
+EncodingType: TypeAlias = Callable[[Prior], Encoding]
+"""An encoding's class, or what else makes one for a prior."""
 
 
 class IdentityEncoding(Encoding):
@@ -61,3 +68,102 @@ class L2Encoding(Encoding):
         """Encode gamma, brought to [0, 1] by the prior."""
         angle = self.prior.to_unit(gamma) * (torch.pi / 2)
         return torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+
+
+class ComplementEncoding(Encoding):
+    """``[u, 1 - u]`` for each dimension ``u`` in [0, 1]: of constant sum, not of constant norm.
+
+    All ``u`` come first, then all complements.
+    """
+
+    @property
+    def num_features(self) -> int:
+        """E = 2 D."""
+        return 2 * self.prior.dim
+
+    def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """Encode gamma, brought to [0, 1] by the prior."""
+        unit = self.prior.to_unit(gamma)
+        return torch.cat([unit, 1 - unit], dim=-1)
+
+
+class DirectionEncoding(Encoding):
+    """``gamma / |gamma|``: constant norm at the price of the magnitude, which it forgets.
+
+    Of one dimension only the sign is left. Zero, which has no direction, stays zero.
+    """
+
+    @property
+    def num_features(self) -> int:
+        """E = D."""
+        return self.prior.dim
+
+    def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """Divide gamma by its norm."""
+        return F.normalize(gamma, dim=-1)
+
+
+class CategoryEncoding(Encoding):
+    """A learned vector of norm 1 for each category.
+
+    The vectors start in random directions and are divided by their norm in each call.
+
+    Args:
+        prior: A ``Categorical`` prior.
+        width: Width E of the vectors; by default the number of categories, at most 16.
+    """
+
+    def __init__(self, prior: Categorical, width: int | None = None) -> None:
+        super().__init__(prior)
+        self.vectors = nn.Parameter(torch.randn(prior.size, width or min(prior.size, 16)))
+
+    @property
+    def num_features(self) -> int:
+        """The vectors' width."""
+        return self.vectors.shape[1]
+
+    def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """Look up the vectors."""
+        return F.normalize(F.embedding(gamma[:, 0].long(), self.vectors), dim=-1)
+
+
+class JointEncoding(Encoding):
+    """Each part of a prior by an encoding of its own, one after another.
+
+    Args:
+        prior: The prior of all parts.
+        encodings: The encoding of each of ``prior.parts``.
+    """
+
+    def __init__(self, prior: Prior, encodings: list[Encoding]) -> None:
+        super().__init__(prior)
+        self.encodings = nn.ModuleList(encodings)
+        self._dims = [part.dim for part in prior.parts]
+        self._num_features = sum(encoding.num_features for encoding in encodings)
+
+    @property
+    def num_features(self) -> int:
+        """The sum of the encodings' widths."""
+        return self._num_features
+
+    def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """Encode each part of gamma."""
+        parts = zip(self.encodings, gamma.split(self._dims, dim=-1), strict=True)
+        return torch.cat([encoding(part) for encoding, part in parts], dim=-1)
+
+
+def make_encoding(prior: Prior, encoding: EncodingType) -> Encoding:
+    """The encoding of a prior: of categories always by learned vectors, of the rest as given.
+
+    Args:
+        prior: The prior.
+        encoding: The encoding of real numbers. It encodes them together where no part of the
+            prior is categorical, for ``gamma / |gamma|`` needs them so.
+    """
+    if not any(isinstance(part, Categorical) for part in prior.parts):
+        return encoding(prior)
+    encodings = [
+        CategoryEncoding(part) if isinstance(part, Categorical) else encoding(part)
+        for part in prior.parts
+    ]
+    return encodings[0] if len(encodings) == 1 else JointEncoding(prior, encodings)

@@ -5,14 +5,14 @@ parameters; the formulations differ only in the encoding E and in how theta0 sta
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from mip_lightning.draws import (
     Inputs,
@@ -21,19 +21,26 @@ from mip_lightning.draws import (
     join_draws,
     pick_draw,
     split_draws,
+    tensors_in,
 )
-from mip_lightning.encodings import Encoding, IdentityEncoding, L2Encoding
+from mip_lightning.encodings import EncodingType, IdentityEncoding, L2Encoding, make_encoding
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.initialization import activation_gain, change_targets, share_with_theta0
 from mip_lightning.layout import ParameterLayout
-from mip_lightning.priors import Prior
+from mip_lightning.priors import Gamma, Prior
+from mip_lightning.reweighted import Reweighted
+from mip_lightning.selection import as_selection
+from mip_lightning.summary import Summary, summarize
+from mip_lightning.theta import ThetaConfig, load_pretrained
+from mip_lightning.weight_norm import PredictedWeightNorm
 
 Formulation: TypeAlias = Literal["default", "input", "output", "mip"]
 """The paper's ablation: neither change, the input encoding, the output encoding, or both."""
 
 
 class _Choice(NamedTuple):
-    encoding: type[Encoding]
+    encoding: EncodingType
     keeps_theta0: bool
 
 
@@ -45,28 +52,13 @@ FORMULATIONS: dict[Formulation, _Choice] = {
 }
 
 
-NORMALIZATION_LAYERS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
-"""Layers whose affine parameters are not predicted but train as usual (paper, Section A.2)."""
-
-
 class HyperModel(nn.Module):
     """A primary network f(x; theta) with theta = theta0 + h(E(gamma); omega).
 
-    Any module serves as the primary, as it is. Its parameters become theta0: they keep their
-    values where the formulation adds predictions to independent weights (``output``, ``mip``),
-    so that a trained primary can be given, and start at zero otherwise. The affine parameters
-    of normalization layers are not predicted.
+    Any module serves as the primary, as it is. Its predicted parameters become theta0: they keep
+    their values where the formulation adds predictions to independent weights (``output``,
+    ``mip``), so that a trained primary can be given, and start at zero otherwise. A parameter
+    that is tied to others is predicted once for all of them.
 
     The primary is taken over, not copied: give a copy where it is needed elsewhere.
 
@@ -75,9 +67,11 @@ class HyperModel(nn.Module):
         prior: p(gamma); sets the number of dimensions D and the range of the encoding.
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts.
 
     Raises:
-        UsageError: If the primary has no parameters, or the formulation is unknown.
+        UsageError: If the primary has no parameters, the selection chooses nothing, the
+            formulation is unknown, or the pretrained weights do not fit.
 
     Example::
 
@@ -93,32 +87,56 @@ class HyperModel(nn.Module):
         prior: Prior,
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
     ) -> None:
         super().__init__()
         if formulation not in FORMULATIONS:
             raise UsageError(
                 f"formulation={formulation!r}: choose one of {', '.join(get_args(Formulation))}"
             )
-        self.layout = ParameterLayout(
-            {name: parameter.shape for name, parameter in _predicted(primary).items()}
-        )
-        if not self.layout.num_predicted:
-            raise UsageError(
-                f"primary={type(primary).__name__} has no parameters to predict: give a network"
-                " with weights"
-            )
+        if isinstance(primary, torch.jit.ScriptModule):
+            raise UsageError("primary is a TorchScript module: give the network it was made from")
         choice = FORMULATIONS[formulation]
+        theta0 = as_selection(theta.predicted).select(primary)
+        if theta.pretrained is not None:
+            if not choice.keeps_theta0:
+                raise UsageError(
+                    f"pretrained={theta.pretrained!r}: theta0 starts at zero in formulation"
+                    f" {formulation!r}; use mip or output"
+                )
+            load_pretrained(primary, theta.pretrained)
+        self.layout = ParameterLayout({name: p.shape for name, p in theta0.items()})
         self.primary = primary
         self.prior = prior
         self.formulation = formulation
-        encoding = (hypernetwork.encoding or choice.encoding)(prior)
-        self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork)
+        self.weight_norm = PredictedWeightNorm(theta0) if theta.weight_norm else None
         if not choice.keeps_theta0:
             with torch.no_grad():
-                for parameter in _predicted(primary).values():
+                for parameter in theta0.values():
                     parameter.zero_()
+        if theta.frozen:
+            for parameter in theta0.values():
+                parameter.requires_grad_(False)
+        encoding = make_encoding(prior, hypernetwork.encoding or choice.encoding)
+        targets = _targets(self.layout, hypernetwork, theta0, theta.pretrained)
+        self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork, targets)
+        self._reweighted = Reweighted(primary, list(theta0))
 
-    def forward(self, inputs: Inputs, gamma: Tensor | float | Sequence[float]) -> Any:
+    @property
+    def theta0(self) -> dict[str, nn.Parameter]:
+        """The independent weights: the primary's own parameters that are predicted, by name."""
+        parameters = dict(self.primary.named_parameters())
+        return {name: parameters[name] for name in self.layout.shapes}
+
+    def summary(self) -> Summary:
+        """What is predicted, and what that takes; print it.
+
+        It looks at shapes only. So a model that is built under ``torch.device("meta")`` tells what
+        it would take before any memory is taken.
+        """
+        return summarize(self.primary, self.layout, self.hypernetwork)
+
+    def forward(self, inputs: Inputs, gamma: Gamma) -> Any:
         """Run the primary with the weights predicted at gamma.
 
         Values of gamma are checked, which waits for the device that holds them. Code compiled
@@ -149,8 +167,15 @@ class HyperModel(nn.Module):
             gamma: Shape ``(D,)`` or ``(K, D)``.
             inputs: As in ``forward``.
         """
-        one = gamma.ndim == 2 and len(gamma) == 1
-        return self.run(self.theta(gamma[0] if one else gamma), inputs)
+        return self.run(self.theta_at(gamma), inputs)
+
+    def theta_at(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
+        """As ``theta``, but in the primary's own shapes for one draw of shape ``(1, D)`` too.
+
+        Args:
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+        """
+        return self.theta(gamma[0] if gamma.ndim == 2 and len(gamma) == 1 else gamma)
 
     def theta(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
         """Predict the primary weights, without a look at the values of gamma.
@@ -164,13 +189,14 @@ class HyperModel(nn.Module):
         Returns:
             Name to ``(*shape)`` for gamma of shape ``(D,)``, to ``(K, *shape)`` for ``(K, D)``.
         """
-        reference = self.hypernetwork.head.weight
+        reference = next(self.hypernetwork.parameters())
         gamma = gamma.to(reference.device, reference.dtype, non_blocking=True)
         with torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta[0])
-            theta0 = dict(self.primary.named_parameters())
-            return {name: theta0[name] + part for name, part in parts.items()}
+            theta0 = self.theta0
+            theta = {name: theta0[name] + part for name, part in parts.items()}
+            return theta if self.weight_norm is None else self.weight_norm(theta)
 
     def run(self, theta: Mapping[str, Tensor], inputs: Inputs) -> Any:
         """Run the primary with given weights.
@@ -183,19 +209,21 @@ class HyperModel(nn.Module):
             What the primary returns, for all samples.
 
         Raises:
-            UsageError: If K does not divide the number of samples.
+            UsageError: If K does not divide the number of samples, or each has a gamma of its own
+                and a layer in training normalizes over samples.
         """
         args, kwargs = as_arguments(inputs)
         name, first = next(iter(theta.items()))
         if first.ndim == len(self.layout.shapes[name]):
-            return self._call(dict(theta), args, kwargs)
+            return self._reweighted(theta, args, kwargs)
         num_draws = len(first)
+        self._check_statistics(num_draws, args, kwargs)
         grouped_args = tuple(split_draws(value, num_draws) for value in args)
         grouped_kwargs = {name: split_draws(value, num_draws) for name, value in kwargs.items()}
-        if self._may_write_buffers():
+        if self._goes_in_turn():
             return join_draws(
                 [
-                    self._call(
+                    self._reweighted(
                         {name: t[k] for name, t in theta.items()},
                         tuple(pick_draw(value, k) for value in grouped_args),
                         {name: pick_draw(value, k) for name, value in grouped_kwargs.items()},
@@ -208,13 +236,13 @@ class HyperModel(nn.Module):
             tuple(draws_dimension(value) for value in args),
             {name: draws_dimension(value) for name, value in kwargs.items()},
         )
-        output = vmap(self._call, in_dims, randomness="different")(
+        output = vmap(self._reweighted, in_dims, randomness="different")(
             dict(theta), grouped_args, grouped_kwargs
         )
         return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
 
     @torch.no_grad()
-    def materialize(self, gamma: Tensor | float | Sequence[float]) -> nn.Module:
+    def materialize(self, gamma: Gamma) -> nn.Module:
         """An ordinary network of the primary's class with the weights at one gamma.
 
         Args:
@@ -231,8 +259,9 @@ class HyperModel(nn.Module):
             raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
         network = copy.deepcopy(self.primary)
         theta = self.theta(gamma[0])
-        for name, parameter in _predicted(network).items():
-            parameter.copy_(theta[name])
+        parameters = dict(network.named_parameters())
+        for name, value in theta.items():
+            parameters[name].copy_(value)
         return network
 
     def describe(self) -> dict[str, str]:
@@ -241,26 +270,55 @@ class HyperModel(nn.Module):
         return {
             "prior": type(self.prior).__name__ if nameless else str(self.prior),
             "encoding": type(self.hypernetwork.encoding).__name__,
+            "head": type(self.hypernetwork.head).__name__,
             "trunk": " ".join(str(self.hypernetwork.trunk).split()),
         }
 
-    def _call(self, theta: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return functional_call(self.primary, theta, args, kwargs)
+    def _goes_in_turn(self) -> bool:
+        """Whether K draws are called in turn, for what ``vmap`` cannot do.
 
-    def _may_write_buffers(self) -> bool:
-        """Whether a call may write buffers (running statistics), which ``vmap`` cannot do."""
+        It cannot write buffers (running statistics), run recurrent layers, or look at values, as a
+        hypermodel in the primary does.
+        """
         return any(
-            module.training and next(module.buffers(recurse=False), None) is not None
+            isinstance(module, (nn.RNNBase, HyperModel))
+            or (module.training and next(module.buffers(recurse=False), None) is not None)
             for module in self.primary.modules()
         )
 
+    def _check_statistics(
+        self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Refuse statistics over the samples of a draw where each draw has one sample."""
+        sizes = [len(t) for t in tensors_in([args, kwargs]) if t.ndim]
+        if not sizes or num_draws == 1 or sizes[0] != num_draws:
+            return
+        for name, module in self.primary.named_modules():
+            if isinstance(module, _BATCH_NORM) and (module.training or module.running_mean is None):
+                raise UsageError(
+                    f"one gamma a sample, and {name or 'the primary'} is a {type(module).__name__}"
+                    " in training: its statistics would be those of single samples; draw fewer"
+                    " gammas a batch, or use GroupNorm or LayerNorm"
+                )
 
-def _predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are predicted, by name; tied ones once."""
-    ordinary = {
-        parameter
-        for module in primary.modules()
-        if isinstance(module, NORMALIZATION_LAYERS)
-        for parameter in module.parameters(recurse=False)
-    }
-    return {name: p for name, p in primary.named_parameters() if p not in ordinary}
+
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _targets(
+    layout: ParameterLayout,
+    config: HypernetworkConfig,
+    theta0: dict[str, nn.Parameter],
+    pretrained: str | None,
+) -> dict[str, float]:
+    """Variance that the change of each predicted tensor starts with."""
+    gain = activation_gain(config.make_activation())
+    targets = change_targets(config.head_init, layout, gain, config.hidden_sizes[-1])
+    if not config.head_init.startswith("hyperfan"):
+        return targets
+    if pretrained is not None:
+        raise UsageError(
+            f"head_init={config.head_init!r} scales theta0, which would spoil pretrained weights:"
+            " use zero"
+        )
+    return share_with_theta0(theta0, targets)

@@ -1,17 +1,26 @@
 """The hypernetwork h(gamma; omega): encoding, trunk and head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mip_lightning.encodings import Encoding
+from mip_lightning.encodings import Encoding, EncodingType
 from mip_lightning.errors import UsageError
-from mip_lightning.heads import DenseHead
-from mip_lightning.initialization import activation_gain, initialize_linear
+from mip_lightning.heads import DenseHead, HeadType
+from mip_lightning.initialization import (
+    HeadInitialization,
+    HeadStart,
+    activation_gain,
+    initialize_linear,
+)
 from mip_lightning.layout import ParameterLayout
-from mip_lightning.priors import Prior
+
+CALIBRATION_SIZE = 256
+"""Number of gamma over which the power of the hidden activation is measured."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +31,32 @@ class HypernetworkConfig:
         hidden_sizes: Widths of the hidden layers, at least one.
         activation: A class of ``torch.nn`` by its name, or anything that makes a module.
         encoding: Encoding of gamma, made from the prior; by default the formulation's.
+        head: ``DenseHead``, ``LowRankHead`` or ``ChunkedHead``, or what else makes a head.
+        head_init: How the head, and with it the trunk, starts.
+        layer_norm: Normalize the features of each hidden layer before its activation (the
+            paper's LayerNorm-H, a baseline that forgets the magnitude of gamma).
 
     Raises:
-        UsageError: If there is no hidden layer, a width is below 1, or ``torch.nn`` has no
-            activation of that name.
+        UsageError: If there is no hidden layer, a width is below 1, ``torch.nn`` has no
+            activation of that name, or ``head_init`` is unknown.
     """
 
     hidden_sizes: Sequence[int] = (16, 128)
     activation: str | Callable[[], nn.Module] = "LeakyReLU"
-    encoding: Callable[[Prior], Encoding] | None = None
+    encoding: EncodingType | None = None
+    head: HeadType = DenseHead
+    head_init: HeadInitialization = "kaiming_fan_out"
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise UsageError(
                 f"hidden_sizes={list(self.hidden_sizes)}: give at least one width, each 1 or more"
+            )
+        if self.head_init not in get_args(HeadInitialization):
+            raise UsageError(
+                f"head_init={self.head_init!r}: choose one of"
+                f" {', '.join(get_args(HeadInitialization))}"
             )
         self.make_activation()
 
@@ -69,11 +90,16 @@ class Hypernetwork(nn.Module):
     Args:
         encoding: Encodes gamma.
         layout: The predicted tensors.
-        config: Widths and activation of the hidden layers.
+        config: Widths, activation, head and initialization.
+        targets: Variance that the change of each predicted tensor starts with, by name.
     """
 
     def __init__(
-        self, encoding: Encoding, layout: ParameterLayout, config: HypernetworkConfig
+        self,
+        encoding: Encoding,
+        layout: ParameterLayout,
+        config: HypernetworkConfig,
+        targets: Mapping[str, float],
     ) -> None:
         super().__init__()
         self.encoding = encoding
@@ -82,14 +108,34 @@ class Hypernetwork(nn.Module):
         in_features = encoding.num_features
         for width in config.hidden_sizes:
             linear = nn.Linear(in_features, width)
-            initialize_linear(linear, gain)
-            layers += [linear, config.make_activation()]
+            initialize_linear(linear, gain, config.head_init)
+            layers += [linear, *([nn.LayerNorm(width)] if config.layer_norm else [])]
+            layers.append(config.make_activation())
             in_features = width
         self.trunk = nn.Sequential(*layers)
-        self.head = DenseHead(in_features, layout, gain)
+        start = HeadStart(
+            tuple(targets[name] for name in layout.shapes),
+            self._power(config.head_init, in_features),
+            zero=config.head_init == "zero",
+        )
+        self.head = config.head(in_features, layout, start)
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K P"]:
         """Predict the flat change for each of K draws."""
         hidden: Tensor = self.trunk(self.encoding(gamma))
         delta: Tensor = self.head(hidden)
         return delta
+
+    @torch.no_grad()
+    def _power(self, head_init: HeadInitialization, hidden_size: int) -> float:
+        """Mean square norm of the last hidden activation that the head reckons with."""
+        reference = next(self.trunk.parameters())
+        if head_init not in ("calibrated", "hyperfan_in", "hyperfan_out") or reference.is_meta:
+            return 1.0
+        gamma = self.encoding.prior.grid(CALIBRATION_SIZE).to(reference)
+        encoded: Tensor = self.encoding(gamma)
+        if head_init == "calibrated":
+            hidden: Tensor = self.trunk(encoded)
+            return float(hidden.square().sum(dim=1).mean())
+        # Hidden layers with the fan-in of their inputs keep the mean square of a feature.
+        return hidden_size * float(encoded.square().mean())

@@ -1,16 +1,55 @@
-"""How hypernetwork weights start.
+"""How hypernetwork weights start: the scale of the hidden layers and of the predicted change.
 
-Kaiming normal in ``fan_out`` mode with the gain of the trunk's activation, biases zero
-(paper, Section 5.2). The head is initialized a predicted tensor at a time.
+A head starts such that the change ``delta`` of each predicted tensor has a target variance, given
+the mean square norm of the last hidden activation, its *power*.
 """
 
 import math
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from mip_lightning.layout import ParameterLayout
+
+HeadInitialization: TypeAlias = Literal[
+    "kaiming_fan_out", "kaiming_fan_in", "hyperfan_in", "hyperfan_out", "calibrated", "zero"
+]
+"""How the head starts.
+
+- ``kaiming_fan_out``, the paper's: the fan-out of a row is the size of the tensor it predicts.
+- ``kaiming_fan_in``: the fan-in of a row is the width of the last hidden layer.
+- ``hyperfan_in``, ``hyperfan_out``: the primary keeps the scale of its activations, or of its
+  gradients (Chang et al., "Principled Weight Initialization for Hypernetworks", 2020).
+- ``calibrated``: the target of ``kaiming_fan_out``, met exactly on average over the prior, whatever
+  the number of inputs and the seed.
+- ``zero``: no change at first; the primary starts as it is.
+"""
+
+HYPERFAN_SHARE = 0.5
+"""Share of hyperfan's target variance that the predicted change takes where theta0 has the rest."""
+
+PRIMARY_GAIN_SQUARED = 2.0
+"""The squared gain of the primary's activations for hyperfan, that of ReLU."""
+
+
+class HeadStart(NamedTuple):
+    """What a head starts from.
+
+    Attributes:
+        targets: Variance that each predicted tensor's change starts with.
+        power: Mean square norm of the last hidden activation at which it has this variance.
+        zero: Whether the change starts at zero instead.
+    """
+
+    targets: tuple[float, ...]
+    power: float = 1.0
+    zero: bool = False
+
+    @property
+    def row_stds(self) -> list[float]:
+        """Standard deviation of the weights of a linear head, for each predicted tensor."""
+        return [0.0 if self.zero else math.sqrt(t / self.power) for t in self.targets]
 
 
 def activation_gain(activation: nn.Module) -> float:
@@ -33,30 +72,85 @@ def activation_gain(activation: nn.Module) -> float:
 
 
 @torch.no_grad()
-def initialize_linear(linear: nn.Linear, gain: float) -> None:
-    """Kaiming normal with fan-out: weight std ``gain / sqrt(out_features)``, bias zero."""
-    nn.init.normal_(linear.weight, std=gain / math.sqrt(linear.out_features))
+def initialize_linear(
+    linear: nn.Linear, gain: float, head_init: HeadInitialization = "kaiming_fan_out"
+) -> None:
+    """Kaiming normal, weight std ``gain / sqrt(fan)``, bias zero.
+
+    The fan is that of the outputs (paper, Section 5.2), or that of the inputs with
+    ``kaiming_fan_in`` and hyperfan, whose formulas assume that hidden layers keep their scale.
+    """
+    by_inputs = head_init in ("kaiming_fan_in", "hyperfan_in", "hyperfan_out")
+    fan = linear.in_features if by_inputs else linear.out_features
+    nn.init.normal_(linear.weight, std=gain / math.sqrt(fan))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
-@torch.no_grad()
-def initialize_head_weight(
-    weight: Float[Tensor, "P H"], layout: ParameterLayout, gain: float
-) -> None:
-    """Kaiming normal with fan-out, where the fan-out of a row is the size of its tensor.
+def change_targets(
+    head_init: HeadInitialization, layout: ParameterLayout, gain: float, hidden_size: int
+) -> dict[str, float]:
+    """Variance that the change of each predicted tensor starts with.
 
-    The rows that predict a tensor of n elements have std ``gain / sqrt(n)``. The rows that
-    predict a tensor of one dimension, such as a bias, start at zero.
+    Args:
+        head_init: How the head starts; ``zero`` gives what it would have instead of zero.
+        layout: The predicted tensors.
+        gain: Gain of the trunk's activation.
+        hidden_size: Width of the last hidden layer.
 
-    Source: the package HyperLight 0.0.5, which re-initializes its last layer so.
+    Returns:
+        For ``kaiming_*``: tensors of one dimension, such as biases, start at zero (as in the
+        package HyperLight 0.0.5). For ``hyperfan_*``: the table of Chang et al.; biases too.
     """
-    for rows, (shape, size) in zip(
-        weight.split(layout.sizes),
-        zip(layout.shapes.values(), layout.sizes, strict=True),
-        strict=True,
-    ):
-        if len(shape) <= 1:
-            nn.init.zeros_(rows)
-        else:
-            nn.init.normal_(rows, std=gain / math.sqrt(size))
+    if head_init in ("hyperfan_in", "hyperfan_out"):
+        return {name: _hyperfan(head_init, layout, name) for name in layout.shapes}
+    if head_init == "kaiming_fan_in":
+        return {n: gain**2 / hidden_size if len(s) > 1 else 0.0 for n, s in layout.shapes.items()}
+    return {n: gain**2 / s.numel() if len(s) > 1 else 0.0 for n, s in layout.shapes.items()}
+
+
+def _hyperfan(head_init: HeadInitialization, layout: ParameterLayout, name: str) -> float:
+    """Target variance of one predicted tensor (Chang et al., Table 1, times the head's fan-in).
+
+    A tensor ``x.bias`` is the bias of ``x.weight``; other tensors of one dimension start at zero.
+    """
+    layer, _, kind = name.rpartition(".")
+    prefix = f"{layer}." if layer else ""
+    weight = layout.shapes.get(f"{prefix}weight") if kind == "bias" else layout.shapes[name]
+    if weight is None or len(weight) < 2:
+        return 0.0
+    kernel = math.prod(weight[2:])
+    fan_in, fan_out = weight[1] * kernel, weight[0] * kernel
+    if head_init == "hyperfan_in":
+        if kind == "bias":
+            return PRIMARY_GAIN_SQUARED / 2
+        has_bias = kind == "weight" and f"{prefix}bias" in layout.shapes
+        return PRIMARY_GAIN_SQUARED / fan_in / (2 if has_bias else 1)
+    if kind == "bias":
+        return max(0.0, PRIMARY_GAIN_SQUARED * (1 - fan_in / fan_out))
+    return PRIMARY_GAIN_SQUARED / fan_out
+
+
+@torch.no_grad()
+def share_with_theta0(
+    theta0: dict[str, nn.Parameter], targets: dict[str, float]
+) -> dict[str, float]:
+    """Split hyperfan's target variance between theta0 and the predicted change.
+
+    Theta0 keeps its values but for their scale. A theta0 that does not vary, as a bias of zeros,
+    has no part in it.
+
+    Args:
+        theta0: The independent weights, which are scaled in place.
+        targets: Variance of theta at the start.
+
+    Returns:
+        What the predicted change has of each target.
+    """
+    shares = {}
+    for name, parameter in theta0.items():
+        std = 0.0 if parameter.is_meta else float(parameter.std(correction=0))
+        shares[name] = targets[name] * (HYPERFAN_SHARE if std > 0 else 1.0)
+        if std > 0:
+            parameter.mul_(math.sqrt((1 - HYPERFAN_SHARE) * targets[name]) / std)
+    return shares

@@ -1,8 +1,9 @@
 """HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -18,11 +19,16 @@ from mip_lightning.draws import Inputs, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
-from mip_lightning.priors import Prior
+from mip_lightning.priors import Gamma, Joint, Prior
 from mip_lightning.sweep import Curve, GammaSweep
+from mip_lightning.theta import ThetaConfig
 
 DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
 """K, or one gamma a sample (K = B)."""
+
+Part: TypeAlias = Literal["theta0", "ordinary", "trunk", "head"]
+"""The parts whose optimizer options can differ: the independent weights, the parameters that are
+not predicted, and the hypernetwork's encoding and hidden layers, and its head."""
 
 
 class StepOutput(NamedTuple):
@@ -52,14 +58,17 @@ class HyperLightningModule(LightningModule, ABC):
         prior: p(gamma).
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts and trains.
+        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``.
         validation_grid_size: Number of gamma over which validation sweeps.
         test_grid_size: Number of gamma over which test sweeps.
 
     Raises:
-        UsageError: If ``draws_per_batch`` or the size of a grid is below 1, a metric is called
-            ``loss``, or as ``HyperModel`` raises.
+        UsageError: If ``draws_per_batch`` or the size of a grid is below 1, a part or a metric has
+            an impossible name, or as ``HyperModel`` raises.
 
     Example::
 
@@ -81,6 +90,8 @@ class HyperLightningModule(LightningModule, ABC):
         prior: Prior,
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
+        part_options: Mapping[Part, Mapping[str, float]] | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -88,7 +99,7 @@ class HyperLightningModule(LightningModule, ABC):
         super().__init__()
         # The command line gives parsed, plain values to save. Objects given from Python are not
         # plain: a checkpoint that held them would not load with weights_only=True.
-        objects = [] if _made_by_command_line() else ["primary", "prior", "hypernetwork"]
+        objects = [] if _made_by_command_line() else ["primary", "prior", "hypernetwork", "theta"]
         self.save_hyperparameters(ignore=objects)
         if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
             raise UsageError(
@@ -100,7 +111,12 @@ class HyperLightningModule(LightningModule, ABC):
         ):
             if size < 1:
                 raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
-        self.model = HyperModel(primary, prior, formulation, hypernetwork)
+        for part in part_options or {}:
+            if part not in get_args(Part):
+                raise UsageError(f"part_options: {part!r} is none of {', '.join(get_args(Part))}")
+        self.part_options = part_options or {}
+        self.theta_decay = theta.weight_decay
+        self.model = HyperModel(primary, prior, formulation, hypernetwork, theta)
         self.draws_per_batch = draws_per_batch
         self.gamma_seed = torch.initial_seed()
         self.validation_sweep = GammaSweep(
@@ -108,7 +124,7 @@ class HyperLightningModule(LightningModule, ABC):
         )
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
-        self._own_gamma: Tensor | None = None
+        self._drawn: _Drawn | None = None
         self._latest: tuple[StepOutput, Tensor] | None = None
 
     @abstractmethod
@@ -129,14 +145,14 @@ class HyperLightningModule(LightningModule, ABC):
         """The task's metrics by name; none unless overridden."""
         return {}
 
-    def forward(self, inputs: Inputs, gamma: Tensor | float | Sequence[float]) -> Any:
+    def forward(self, inputs: Inputs, gamma: Gamma) -> Any:
         """Run the primary with the weights predicted at gamma, as ``HyperModel.forward`` does.
 
         A gamma that this module drew for the current step is not checked, so that the step does
-        not wait for the device.
+        not wait for the device, and its weights are predicted once however often it is called.
         """
-        if gamma is self._own_gamma:
-            return self.model.run_at(gamma, inputs)
+        if self._drawn is not None and gamma is self._drawn.gamma:
+            return self.model.run(self._drawn.theta(self.model), inputs)
         return self.model(inputs, gamma)
 
     def draw_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
@@ -158,12 +174,19 @@ class HyperLightningModule(LightningModule, ABC):
         # Moved here and not by the logger, whose copy would wait for the device.
         gamma = self.draw_gamma(batch, batch_idx).to(self.device, non_blocking=True)
         size = batch_size(batch)
-        output = self.evaluate_at(batch, gamma)
+        with self._draws(gamma) as drawn:
+            output = self._output(batch, gamma)
+            objective = output.loss
+            if self.theta_decay:
+                theta = drawn.theta(self.model)
+                square = sum(tensor.square().sum() for tensor in theta.values())
+                objective = objective + self.theta_decay / 2 * square / len(gamma)
         # Not with prog_bar=True, for which Lightning waits for the values after every batch.
-        self.log("gamma", gamma.mean(), batch_size=size)
+        for name, value in self._gamma_by_name(gamma).items():
+            self.log(name, value, batch_size=size)
         self.log("train_loss", output.loss, batch_size=size)
         self._latest = output._replace(loss=output.loss.detach()), gamma
-        return output.loss
+        return objective
 
     def progress(self) -> dict[str, float]:
         """Loss, gamma and the monitored metric of the latest training batch, on this rank.
@@ -173,7 +196,8 @@ class HyperLightningModule(LightningModule, ABC):
         if self._latest is None:
             return {}
         output, gamma = self._latest
-        report = {"gamma": float(gamma.mean()), "train_loss": float(output.loss)}
+        report = {name: float(value) for name, value in self._gamma_by_name(gamma).items()}
+        report["train_loss"] = float(output.loss)
         name = self.monitor.removeprefix("val_").removesuffix("_best")
         metric = self.configure_metrics().get(name)
         if metric is not None and output.prediction is not None:
@@ -210,7 +234,39 @@ class HyperLightningModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fused Adam at the paper's learning rate; the command line's optimizer replaces it."""
-        return torch.optim.Adam(self.parameters(), lr=3e-4, fused=True)
+        return torch.optim.Adam(self.parameter_groups(), lr=3e-4, fused=True)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters by part, as an optimizer takes them, with each part's options."""
+        theta0 = set(self.model.theta0.values())
+        head = set(self.model.hypernetwork.head.parameters())
+        trunk = set(self.model.hypernetwork.parameters()) - head
+        groups: dict[Part, list[nn.Parameter]] = {part: [] for part in get_args(Part)}
+        members: dict[Part, set[nn.Parameter]] = {"theta0": theta0, "trunk": trunk, "head": head}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parts = [part for part, inside in members.items() if parameter in inside]
+                groups[parts[0] if parts else "ordinary"].append(parameter)
+        return [
+            {"name": part, "params": parameters, **self.part_options.get(part, {})}
+            for part, parameters in groups.items()
+            if parameters
+        ]
+
+    def on_train_start(self) -> None:
+        """Refuse options of a part that its optimizer does not have.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        for optimizer in self.trainer.optimizers:
+            for part, options in self.part_options.items():
+                for option in options:
+                    if option not in optimizer.defaults:
+                        raise UsageError(
+                            f"part_options: {type(optimizer).__name__} has no {option!r} for"
+                            f" {part}: it has {', '.join(optimizer.defaults)}"
+                        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the gamma stream, and what the tensors do not tell of the model."""
@@ -231,12 +287,28 @@ class HyperLightningModule(LightningModule, ABC):
 
     def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """The loss of a batch at gamma values that this module drew or took from a grid."""
-        self._own_gamma = gamma
+        with self._draws(gamma):
+            return self._output(batch, gamma)
+
+    @contextmanager
+    def _draws(self, gamma: Float[Tensor, "K D"]) -> "Iterator[_Drawn]":
+        """While it lasts, gamma is one that need not be checked."""
+        self._drawn = drawn = _Drawn(gamma)
         try:
-            output = self.loss(batch, gamma)
+            yield drawn
         finally:
-            self._own_gamma = None
+            self._drawn = None
+
+    def _output(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
+        output = self.loss(batch, gamma)
         return output if isinstance(output, StepOutput) else StepOutput(output)
+
+    def _gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
+        """The mean of gamma; of a joint prior, the mean of each hyperparameter."""
+        prior = self.model.prior
+        if not isinstance(prior, Joint):
+            return {"gamma": gamma.mean()}
+        return {f"gamma/{n}": v for n, v in zip(prior.names, gamma.mean(dim=0), strict=True)}
 
     def _sweep(self, sweep: GammaSweep, batch: Any) -> None:
         size = batch_size(batch)
@@ -252,6 +324,20 @@ class HyperLightningModule(LightningModule, ABC):
             self.log(key, curve.mean, prog_bar=key == self.monitor, sync_dist=True)
             if curve.best is not None:
                 self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
+
+
+class _Drawn:
+    """A gamma that the module drew, and the weights at it once they are asked for."""
+
+    def __init__(self, gamma: Float[Tensor, "K D"]) -> None:
+        self.gamma = gamma
+        self._theta: dict[str, Tensor] | None = None
+
+    def theta(self, model: HyperModel) -> dict[str, Tensor]:
+        """The weights, predicted once."""
+        if self._theta is None:
+            self._theta = model.theta_at(self.gamma)
+        return self._theta
 
 
 def batch_size(batch: Any) -> int:

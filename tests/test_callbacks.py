@@ -70,7 +70,7 @@ def test_stats_are_recorded_before_training_every_n_epochs_and_at_the_end():
     t = trainer(max_epochs=3, callbacks=[callback], logger=loggers, log_every_n_steps=1)
     t.fit(make_task(), loader(), loader())
     recorded = rows("out/predicted_weight_stats.csv")
-    assert list(recorded[0]) == ["step", "epoch", "tensor", "gamma_0", "std"]
+    assert list(recorded[0]) == ["step", "epoch", "tensor", "gamma", "std"]
     assert sorted({(int(r["step"]), int(r["epoch"])) for r in recorded}) == [(0, 0), (6, 2), (9, 3)]
     assert len(recorded) == 3 * 3 * 5  # times, gammas, "all" and four tensors
     image = matplotlib.image.imread("out/predicted_weight_stats.png")
@@ -138,7 +138,7 @@ def test_the_test_curve_holds_what_the_module_measured():
     task = make_task(test_grid_size=4)
     trainer(callbacks=[GammaCurve()], default_root_dir="out").test(task, loader(), verbose=False)
     recorded = rows("out/test_gamma_curve.csv")
-    assert [float(r["gamma_0"]) for r in recorded] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert [float(r["gamma"]) for r in recorded] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     expected = task.curves["accuracy"].values.tolist()
     assert [float(r["accuracy"]) for r in recorded] == pytest.approx(expected)
 

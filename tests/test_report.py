@@ -15,7 +15,7 @@ def write_test(folder: Path, formulation: str, accuracies: list[float]) -> Path:
     folder.mkdir(parents=True)
     config = {"model": {"init_args": {"formulation": formulation}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = ["step,gamma_0,accuracy", *(f"1,0.5,{accuracy}" for accuracy in accuracies)]
+    lines = ["step,gamma,accuracy", *(f"1,0.5,{accuracy}" for accuracy in accuracies)]
     (folder / "test_gamma_curve.csv").write_text("\n".join(lines))
     return folder
 

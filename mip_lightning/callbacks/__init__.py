@@ -1,8 +1,15 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
 from mip_lightning.callbacks.gamma_curve import GammaCurve
+from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
 from mip_lightning.callbacks.run_progress_bar import RunProgressBar
 
-__all__ = ["GammaCurve", "PredictedWeightStats", "PredictionWriter", "RunProgressBar"]
+__all__ = [
+    "GammaCurve",
+    "HyperModelSummary",
+    "PredictedWeightStats",
+    "PredictionWriter",
+    "RunProgressBar",
+]

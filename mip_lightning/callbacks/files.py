@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 
+from mip_lightning.errors import UsageError
+
 Value: TypeAlias = str | int | float
 
 
@@ -41,6 +43,11 @@ def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
             logger.experiment.add_figure(path.stem, figure, trainer.global_step)
 
 
+def symbol(name: str) -> str:
+    """How figures write the name of a dimension of gamma."""
+    return r"$\gamma$" if name == "gamma" else name
+
+
 class StepTable:
     """A CSV file that grows as training goes on, each row with the ``step`` it belongs to.
 
@@ -53,10 +60,19 @@ class StepTable:
         path: The CSV file.
         columns: Names of the columns.
         resumed_at: The checkpoint's step; ``None`` if the run starts anew.
+
+    Raises:
+        UsageError: If two columns have one name.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], resumed_at: int | None) -> None:
         self.columns = list(columns)
+        for column in self.columns:
+            if self.columns.count(column) > 1:
+                raise UsageError(
+                    f"{path.name} would have two columns {column!r}: give the hyperparameter of"
+                    " this name in the prior another one"
+                )
         self.rows: list[Mapping[str, Value]] = []
         if resumed_at is None:
             self.path = _free(path)

@@ -1,5 +1,6 @@
 """GammaCurve: each evaluation metric against gamma."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import Float
@@ -9,7 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder, writes_files
+from mip_lightning.callbacks.files import (
+    StepTable,
+    publish_figure,
+    run_folder,
+    symbol,
+    writes_files,
+)
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import Curve
 
@@ -43,21 +50,25 @@ class GammaCurve(Callback):
         if trainer.sanity_checking or not writes_files(trainer):
             return
         if isinstance(pl_module, HyperLightningModule):
-            self._write(trainer, pl_module.validation_sweep.grid, pl_module.curves, "val")
+            self._write(trainer, pl_module, pl_module.validation_sweep.grid, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the test curves, and say where they are."""
         if isinstance(pl_module, HyperLightningModule) and writes_files(trainer):
             grid = pl_module.test_sweep.grid
-            path = self._write(trainer, grid, pl_module.curves, "test")
-            figure = draw_curves(grid.cpu(), pl_module.curves)
+            path = self._write(trainer, pl_module, grid, "test")
+            figure = draw_curves(pl_module.model.prior.names, grid.cpu(), pl_module.curves)
             publish_figure(trainer, figure, path.with_suffix(".png"))
             rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
 
     def _write(
-        self, trainer: Trainer, grid: Float[Tensor, "n D"], curves: dict[str, Curve], stage: str
+        self,
+        trainer: Trainer,
+        pl_module: HyperLightningModule,
+        grid: Float[Tensor, "n D"],
+        stage: str,
     ) -> Path:
-        dimensions = [f"gamma_{d}" for d in range(grid.shape[1])]
+        dimensions, curves = pl_module.model.prior.names, pl_module.curves
         when: dict[str, int] = {}
         if trainer.state.fn == TrainerFn.FITTING:
             when = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
@@ -79,10 +90,13 @@ class GammaCurve(Callback):
         return self._table.path
 
 
-def draw_curves(grid: Float[Tensor, "n D"], curves: dict[str, Curve]) -> Figure:
+def draw_curves(
+    gammas: Sequence[str], grid: Float[Tensor, "n D"], curves: dict[str, Curve]
+) -> Figure:
     """A panel for each metric: its value at each gamma, its mean, and its best gamma.
 
     Args:
+        gammas: Name of each dimension of gamma.
         grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
         curves: The metrics by name.
     """
@@ -101,7 +115,7 @@ def draw_curves(grid: Float[Tensor, "n D"], curves: dict[str, Curve]) -> Figure:
             best = float(values[curve.best])
             axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")
         axes.set_title(name.replace("_", " "))
-        axes.set_xlabel(r"$\gamma$" if one else r"$|\gamma|$")
+        axes.set_xlabel(symbol(gammas[0]) if one else r"$|\gamma|$")
         axes.set_ylabel(name.replace("_", " "))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

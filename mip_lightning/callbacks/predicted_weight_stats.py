@@ -1,6 +1,7 @@
 """PredictedWeightStats: the scale of the predicted weights against gamma (paper, Figure 1a)."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -13,7 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import StepTable, publish_figure, run_folder, writes_files
+from mip_lightning.callbacks.files import (
+    StepTable,
+    publish_figure,
+    run_folder,
+    symbol,
+    writes_files,
+)
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.module import HyperLightningModule
@@ -124,10 +131,9 @@ class PredictedWeightStats(Callback):
             return
         model = _model(pl_module)
         self._grid = model.prior.grid(self.grid_size)
-        gammas = [f"gamma_{d}" for d in range(model.prior.dim)]
         self._table = StepTable(
             self._folder / "predicted_weight_stats.csv",
-            ["step", "epoch", "tensor", *gammas, "std"],
+            ["step", "epoch", "tensor", *model.prior.names, "std"],
             trainer.global_step if trainer.ckpt_path else None,
         )
         if self._table.last_step < trainer.global_step:
@@ -162,7 +168,7 @@ class PredictedWeightStats(Callback):
                 "step": trainer.global_step,
                 "epoch": epoch,
                 "tensor": name,
-                **{f"gamma_{d}": value for d, value in enumerate(gamma)},
+                **dict(zip(model.prior.names, gamma, strict=True)),
                 "std": value,
             }
             for name, values in stds.items()
@@ -191,14 +197,18 @@ class PredictedWeightStats(Callback):
         left, right = figure.subplots(1, 2)
         times = list(records)
         first, last = times[0], times[-1]
-        _draw_together(left, self._grid, {when: records[when][ALL] for when in (first, last)})
-        _draw_each(right, self._grid, records[last], last)
+        names = model.prior.names
+        both = {when: records[when][ALL] for when in (first, last)}
+        _draw_together(left, names, self._grid, both)
+        _draw_each(right, names, self._grid, records[last], last)
         publish_figure(trainer, figure, self._figure_path)
 
 
-def _draw_together(axes: Axes, grid: Float[Tensor, "n D"], records: dict[str, list[float]]) -> None:
+def _draw_together(
+    axes: Axes, gammas: Sequence[str], grid: Float[Tensor, "n D"], records: dict[str, list[float]]
+) -> None:
     """The std of all weights against gamma, with the line's slope and R^2 in the legend."""
-    x, order = _prepare(axes, grid)
+    x, order = _prepare(axes, gammas, grid)
     for style, (when, stds) in zip(("o--", "s-"), records.items(), strict=False):
         std = torch.tensor(stds)
         fit = proportionality(grid.norm(dim=1), std)
@@ -209,9 +219,11 @@ def _draw_together(axes: Axes, grid: Float[Tensor, "n D"], records: dict[str, li
     axes.legend(fontsize="small")
 
 
-def _draw_each(axes: Axes, grid: Float[Tensor, "n D"], stds: WeightStds, when: str) -> None:
+def _draw_each(
+    axes: Axes, gammas: Sequence[str], grid: Float[Tensor, "n D"], stds: WeightStds, when: str
+) -> None:
     """The std of each tensor against gamma, in the order of the network's tensors."""
-    x, order = _prepare(axes, grid)
+    x, order = _prepare(axes, gammas, grid)
     names = [name for name in stds if name != ALL]
     colors = colormaps["viridis"](torch.linspace(0, 0.9, len(names)).tolist())
     for color, name in zip(colors, names, strict=True):
@@ -223,10 +235,14 @@ def _draw_each(axes: Axes, grid: Float[Tensor, "n D"], stds: WeightStds, when: s
         axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _prepare(axes: Axes, grid: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
+def _prepare(
+    axes: Axes, gammas: Sequence[str], grid: Float[Tensor, "n D"]
+) -> tuple[Tensor, Tensor]:
     """Label the axes; gamma itself is the horizontal one where D = 1, else its norm."""
     one = grid.shape[1] == 1
-    axes.set_xlabel(r"hypernetwork input $\gamma$" if one else r"norm of the input $|\gamma|$")
+    axes.set_xlabel(
+        f"hypernetwork input {symbol(gammas[0])}" if one else r"norm of the input $|\gamma|$"
+    )
     axes.set_ylabel(r"standard deviation of $\theta$")
     axes.grid(alpha=0.3)
     x = grid[:, 0] if one else grid.norm(dim=1)

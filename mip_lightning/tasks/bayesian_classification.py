@@ -1,6 +1,6 @@
 """Bayesian classification: gamma is a latent draw, the trained weights a posterior's samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
-from mip_lightning.module import DrawsPerBatch, HyperLightningModule, StepOutput
+from mip_lightning.module import DrawsPerBatch, HyperLightningModule, Part, StepOutput
 from mip_lightning.priors import Prior
 from mip_lightning.tasks.uncertainty import (
     NegativeLogLikelihood,
@@ -22,6 +22,7 @@ from mip_lightning.tasks.uncertainty import (
     entropy,
     mutual_information,
 )
+from mip_lightning.theta import ThetaConfig
 
 ENSEMBLE_SEED = 0
 """Seed of the draws over which test and predict average, so that two tests agree."""
@@ -45,6 +46,9 @@ class BayesianClassification(HyperLightningModule):
         prior: p(gamma), in the paper N(0, 1) or U(0, 1) over D inputs.
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts and trains.
+        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``.
         validation_grid_size: Number of gamma over which validation sweeps.
@@ -66,6 +70,8 @@ class BayesianClassification(HyperLightningModule):
         prior: Prior,
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
+        part_options: Mapping[Part, Mapping[str, float]] | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -77,6 +83,8 @@ class BayesianClassification(HyperLightningModule):
             prior,
             formulation,
             hypernetwork,
+            theta,
+            part_options,
             draws_per_batch,
             validation_grid_size,
             test_grid_size,

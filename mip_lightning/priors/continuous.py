@@ -1,0 +1,262 @@
+"""Priors of real numbers: on an interval, even in gamma or in a function of it, and Gaussian."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mip_lightning.errors import UsageError
+from mip_lightning.priors.base import Prior, evenly_spaced, middles
+
+
+@dataclass(frozen=True)
+class Bounded(Prior):
+    """Uniform in an increasing function of gamma on ``[low, high]``: what such priors share."""
+
+    low: float = 0.0
+    high: float = 1.0
+    dim: int = 1
+    clamp: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_dim(self, self.dim)
+        if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
+            raise UsageError(
+                f"low={self.low}, high={self.high}: {type(self).__name__} needs finite bounds"
+                " with low < high"
+            )
+
+    @abstractmethod
+    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The function in which gamma is uniform."""
+
+    @abstractmethod
+    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The inverse of ``warp``."""
+
+    @property
+    def warped_bounds(self) -> tuple[float, float]:
+        """``warp`` of the bounds, in float64."""
+        low, high = self.warp(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
+        return low, high
+
+    def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        """Even steps in the warped range, never outside the bounds by rounding."""
+        low, high = self.warped_bounds
+        warped = torch.lerp(torch.full_like(levels, low), torch.full_like(levels, high), levels)
+        return self.unwarp(warped).clamp(self.low, self.high)
+
+    def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """Min-max scaling of the warped value."""
+        low, high = self.warped_bounds
+        return (self.warp(gamma) - low) / (high - low)
+
+    def grid_levels(self, n: int) -> Float[Tensor, " n"]:
+        """Evenly spaced levels with both end points; the middle where n is 1."""
+        return evenly_spaced(n)
+
+    def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """Clamp to the bounds if asked for."""
+        return gamma.clamp(self.low, self.high) if self.clamp else gamma
+
+    def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
+        """Whether each value lies between the bounds."""
+        return (gamma >= self.low) & (gamma <= self.high)
+
+    def support(self, dimension: int) -> str:
+        """The interval."""
+        return (
+            f"[{self.low:g}, {self.high:g}]: give a value inside, or build the prior with"
+            " clamp=True"
+        )
+
+
+@dataclass(frozen=True)
+class Uniform(Bounded):
+    """Uniform on ``[low, high]``, mapped to [0, 1] by min-max scaling.
+
+    Args:
+        low: Lower bound.
+        high: Upper bound.
+        dim: Number of dimensions D.
+        clamp: Clamp a gamma that a user gives to the bounds, instead of refusing it.
+
+    Raises:
+        UsageError: If ``low >= high``, a bound is not finite, or ``dim < 1``.
+    """
+
+    @property
+    def warped_bounds(self) -> tuple[float, float]:
+        """The bounds themselves."""
+        return self.low, self.high
+
+    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Gamma itself."""
+        return gamma
+
+    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Gamma itself."""
+        return warped
+
+
+@dataclass(frozen=True)
+class LogUniform(Bounded):
+    """Uniform in ``log(gamma)``, for an input that spans orders of magnitude.
+
+    Mapped to [0, 1] by the logarithm, then min-max scaling.
+
+    Args:
+        low: Lower bound, above 0.
+        high: Upper bound.
+        dim: Number of dimensions D.
+        clamp: Clamp a gamma that a user gives to the bounds, instead of refusing it.
+
+    Raises:
+        UsageError: If not ``0 < low < high``, a bound is not finite, or ``dim < 1``.
+    """
+
+    low: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0:
+            raise UsageError(f"low={self.low}: LogUniform needs low > 0; use Uniform")
+
+    @property
+    def warped_bounds(self) -> tuple[float, float]:
+        """The logarithms of the bounds."""
+        return math.log(self.low), math.log(self.high)
+
+    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``log(gamma)``."""
+        return gamma.log()
+
+    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``exp(warped)``."""
+        return warped.exp()
+
+
+@dataclass(frozen=True)
+class LogOddsUniform(Bounded):
+    """Uniform in the log-odds: ``gamma / (1 - gamma)``, a ratio of two weights, is log-uniform.
+
+    For a trade-off ``(1 - gamma) * a + gamma * b``, each order of magnitude of the ratio of the
+    weights is then as likely as another. Mapped to [0, 1] by the log-odds, then min-max scaling.
+
+    Args:
+        low: Lower bound, above 0.
+        high: Upper bound, below 1.
+        dim: Number of dimensions D.
+        clamp: Clamp a gamma that a user gives to the bounds, instead of refusing it.
+
+    Raises:
+        UsageError: If not ``0 < low < high < 1``, or ``dim < 1``.
+    """
+
+    low: float = 1e-3
+    high: float = 1 - 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0 or self.high >= 1:
+            raise UsageError(
+                f"low={self.low}, high={self.high}: LogOddsUniform needs 0 < low and high < 1"
+            )
+
+    @property
+    def warped_bounds(self) -> tuple[float, float]:
+        """The log-odds of the bounds."""
+        return math.log(self.low / (1 - self.low)), math.log(self.high / (1 - self.high))
+
+    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``log(gamma / (1 - gamma))``."""
+        return gamma.logit()
+
+    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``1 / (1 + exp(-warped))``."""
+        return warped.sigmoid()
+
+
+@dataclass(frozen=True)
+class SquareRootUniform(Bounded):
+    """Uniform in ``sqrt(gamma)``: denser towards 0, which it may include.
+
+    Mapped to [0, 1] by the square root, then min-max scaling.
+
+    Args:
+        low: Lower bound, 0 or above.
+        high: Upper bound.
+        dim: Number of dimensions D.
+        clamp: Clamp a gamma that a user gives to the bounds, instead of refusing it.
+
+    Raises:
+        UsageError: If not ``0 <= low < high``, a bound is not finite, or ``dim < 1``.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low < 0:
+            raise UsageError(f"low={self.low}: SquareRootUniform needs low >= 0")
+
+    @property
+    def warped_bounds(self) -> tuple[float, float]:
+        """The square roots of the bounds."""
+        return math.sqrt(self.low), math.sqrt(self.high)
+
+    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``sqrt(gamma)``."""
+        return gamma.sqrt()
+
+    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``warped ** 2``."""
+        return warped.square()
+
+
+@dataclass(frozen=True)
+class Normal(Prior):
+    """Gaussian, mapped to [0, 1] by the logistic function of its standardized value.
+
+    Args:
+        mean: Mean of each dimension.
+        std: Standard deviation of each dimension, above 0.
+        dim: Number of dimensions D.
+
+    Raises:
+        UsageError: If ``std`` is not positive, a value is not finite, or ``dim < 1``.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        _check_dim(self, self.dim)
+        if not (math.isfinite(self.mean) and math.isfinite(self.std)) or self.std <= 0:
+            raise UsageError(
+                f"mean={self.mean}, std={self.std}: Normal needs finite values with std > 0"
+            )
+
+    def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+        """``mean + std * Phi^-1(level)``."""
+        gamma: Tensor = self.mean + self.std * torch.special.ndtri(levels)
+        return gamma
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
+        """Draw ``n`` values on the CPU (not through the quantile, infinite at level 0)."""
+        return self.mean + self.std * torch.randn(n, self.dim, generator=generator)
+
+    def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """``1 / (1 + exp(-(gamma - mean) / std))``."""
+        return torch.sigmoid((gamma - self.mean) / self.std)
+
+    def grid_levels(self, n: int) -> Float[Tensor, " n"]:
+        """The middles of ``n`` equally probable parts: there are no end points."""
+        return middles(n)
+
+
+def _check_dim(prior: Prior, dim: int) -> None:
+    if dim < 1:
+        raise UsageError(f"dim={dim}: {type(prior).__name__} needs at least 1 dimension")
