@@ -1,7 +1,6 @@
 """The command line: ``mip-lightning fit | validate | test | predict | export``, by LightningCLI."""
 
 import argparse
-import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
@@ -32,6 +30,7 @@ from mip_lightning.callbacks import (
 from mip_lightning.errors import UsageError
 from mip_lightning.messages import OneLineParser, one_line, usage_error
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.plain_files import load_plain
 from mip_lightning.run_directory import (
     CHECKPOINTS,
     claim,
@@ -273,12 +272,7 @@ def _defaults(args: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
 
 def _check_checkpoint(path: Path) -> None:
     """Refuse what is no checkpoint, before Lightning reads it."""
-    if not path.is_file():
-        raise UsageError(f"ckpt_path={str(path)!r}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"ckpt_path={str(path)!r} is no checkpoint of plain values") from error
+    content = load_plain(path, "ckpt_path")
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UsageError(f"ckpt_path={str(path)!r} is no checkpoint: it holds no state_dict")
 

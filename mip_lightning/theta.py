@@ -1,15 +1,13 @@
 """What a user chooses of theta, the primary's weights; loading pretrained ones."""
 
 import difflib
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
+from mip_lightning.plain_files import load_plain
 from mip_lightning.selection import Selection
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -84,15 +82,7 @@ def load_pretrained(primary: nn.Module, path: str) -> None:
 
 
 def _read(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise UsageError(f"pretrained={path!r}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"pretrained={path!r} is no file of plain weights: save the network's state_dict() by"
-            " torch.save"
-        ) from error
+    content = load_plain(path, "pretrained")
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

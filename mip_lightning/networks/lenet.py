@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
+from mip_lightning.networks.normalization import Normalization, normalization_layers
 
 MIN_SIZE = 8
 
@@ -22,20 +23,27 @@ class LeNet(nn.Module):
     Args:
         num_classes: Number of classes C.
         in_channels: Number of image channels.
+        normalization: After each convolution (the paper's BatchNorm-P and LayerNorm-P, baselines).
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, normalization: Normalization = "none"
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6, kernel_size=5, padding=2),
+            *normalization_layers(normalization, 6),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(6, 16, kernel_size=5, padding=2),
+            *normalization_layers(normalization, 16),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(16, 32, kernel_size=3, padding=1),
+            *normalization_layers(normalization, 32),
             nn.ReLU(),
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
+            *normalization_layers(normalization, 64),
             nn.ReLU(),
             nn.AdaptiveMaxPool2d(2),
         )

@@ -1,0 +1,1 @@
+"""How long things take: contestants interleaved in one process, medians and ratios."""

@@ -1,0 +1,122 @@
+"""Times contestants in turn, so that whatever else the machine does meets them all alike."""
+
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+Contestant = Callable[[], object]
+"""Does once what is timed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's figures.
+
+    Attributes:
+        network: What it runs on.
+        batch: Samples in a batch.
+        contestant: Its name.
+        median_ms: Median time, in milliseconds.
+        spread_ms: Distance between the quartiles, in milliseconds.
+    """
+
+    network: str
+    batch: int
+    contestant: str
+    median_ms: float
+    spread_ms: float
+
+
+def race(
+    network: str, batch: int, contestants: Mapping[str, Contestant], rounds: int, warmup: int = 3
+) -> list[Row]:
+    """Time each contestant once a round, in turn.
+
+    Args:
+        network: What they run on, for the table.
+        batch: Samples in a batch, for the table.
+        contestants: Name to what is timed.
+        rounds: Number of rounds.
+        warmup: Rounds before those that count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in track(range(warmup + rounds), description=f"{network}, batch {batch}"):
+        for name, contestant in contestants.items():
+            elapsed = _milliseconds(contestant)
+            if number >= warmup:
+                times[name].append(elapsed)
+    return [
+        Row(network, batch, name, statistics.median(values), _spread(values))
+        for name, values in times.items()
+    ]
+
+
+def report(title: str, rows: list[Row], reference: str, out: Path | None = None) -> None:
+    """Print the figures with each contestant's ratio to a reference, and write them as CSV.
+
+    Args:
+        title: What was measured.
+        rows: The figures.
+        reference: The contestant that ratios are taken to.
+        out: The CSV file; none by default.
+    """
+    table = Table(title=f"{title} on {device_name()}")
+    for column in ("network", "batch", "contestant"):
+        table.add_column(column)
+    for column in ("median, ms", "spread, ms", f"ratio to {reference}"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        (base,) = (
+            other.median_ms
+            for other in rows
+            if (other.network, other.batch, other.contestant) == (row.network, row.batch, reference)
+        )
+        figures = (f"{row.median_ms:.2f}", f"{row.spread_ms:.2f}", f"{row.median_ms / base:.2f}")
+        table.add_row(row.network, str(row.batch), row.contestant, *figures)
+    Console().print(table)
+    if out is not None:
+        with out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([field.name for field in fields(Row)])
+            writer.writerows(astuple(row) for row in rows)
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with the number of its threads in use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _milliseconds(contestant: Contestant) -> float:
+    if torch.cuda.is_available():
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        contestant()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    contestant()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _spread(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
