@@ -8,6 +8,7 @@ import yaml
 from conftest import ROOT
 
 from mip_lightning.cli import main
+from mip_lightning.networks import MultilayerPerceptron
 from mip_lightning.tasks import BayesianClassification
 
 CONF = ROOT / "tests" / "conf"
@@ -28,6 +29,11 @@ def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
     assert len(lines) == 1, message
     assert lines[0].startswith("mip-lightning: error: ")
     return lines[0]
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files(folder: str | Path) -> set[str]:
@@ -308,3 +314,46 @@ def test_a_folder_that_holds_a_run_is_not_taken_again(checkpoint, capsys):
 def test_predictions_of_an_unknown_kind_are_refused_before_they_are_made(checkpoint, capsys):
     line = refused(capsys, "predict", "--ckpt_path", checkpoint, "--predictions.path", "p.xls")
     assert "path='p.xls'" in line
+
+
+def test_several_named_hyperparameters_and_a_choice_of_tensors_are_given_in_yaml():
+    config = yaml.safe_load(Path(QUICK).read_text())
+    options = config["model"]["init_args"]
+    options["prior"] = {
+        "class_path": "Joint",
+        "init_args": {
+            "priors": {
+                "weight": {"class_path": "LogUniform", "init_args": {"low": 0.1}},
+                "kind": {"class_path": "Categorical", "init_args": {"categories": ["a", "b"]}},
+            }
+        },
+    }
+    options["theta"] = {"predicted": ["layers.1.*"], "weight_decay": 1e-3}
+    options["hypernetwork"] |= {
+        "head": {"class_path": "LowRankHead", "init_args": {"rank": 1}},
+        "encoding": "ComplementEncoding",
+        "head_init": "calibrated",
+    }
+    options["part_options"] = {"theta0": {"lr": 1e-5}}
+    Path("joint.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run("fit", "--config", "joint.yaml", "--run_dir", "run")
+    metrics = read_csv("run/csv/metrics.csv")
+    assert {"gamma/weight", "gamma/kind"} <= metrics[0].keys()
+    stats = read_csv("run/predicted_weight_stats.csv")
+    assert list(stats[0]) == ["step", "epoch", "tensor", "weight", "kind", "std"]
+    assert {row["tensor"] for row in stats} == {"all", "layers.1.weight", "layers.1.bias"}
+    checkpoint = "run/checkpoints/best.ckpt"
+    run("test", "--ckpt_path", checkpoint)
+    assert list(read_csv("run/test/test_gamma_curve.csv")[0])[:2] == ["weight", "kind"]
+    run("export", "--ckpt_path", checkpoint, "--gamma", "{weight: 0.5, kind: b}")
+    assert Path("run/export/MultilayerPerceptron.pt").is_file()
+
+
+def test_a_checkpoint_needs_its_pretrained_file_no_more():
+    trained = MultilayerPerceptron(64, hidden_sizes=[16])
+    torch.save(trained.state_dict(), "trained.pt")
+    run("fit", "--config", QUICK, "--run_dir", "run", "--model.theta.pretrained", "trained.pt")
+    Path("trained.pt").unlink()
+    run("test", "--ckpt_path", "run/checkpoints/last.ckpt")
+    with pytest.raises(SystemExit, match=r"pretrained='trained.pt': there is no such file"):
+        run("fit", "--config", QUICK, "--model.theta.pretrained", "trained.pt")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
@@ -21,6 +22,25 @@ def test_the_python_of_the_readme_runs():
     assert type(scope["network"]).__name__ == "ResNet"
 
 
+def test_the_page_on_a_network_of_ones_own_runs_and_learns():
+    text = (ROOT / "docs" / "your-own-network.md").read_text()
+    scope: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len([line for line in blocks[0].split("class ")[1].splitlines() if line.strip()]) <= 24
+    exec(blocks[0], scope)
+    torch.manual_seed(1)
+    clean = torch.randn(500, 1, 100).cumsum(dim=-1) / 10
+    noise = 0.8 * torch.randn_like(clean)
+
+    def error(name: str) -> float:
+        return (scope[name](clean + noise) - clean).square().mean().item()
+
+    assert error("for_much_noise") < 0.5 * noise.square().mean()
+    assert error("for_much_noise") < error("for_little_noise")
+    for block in blocks[1:]:
+        exec(block, scope)
+
+
 def test_every_room_is_on_the_page():
     package = ROOT / "mip_lightning"
     rooms = {p.name for p in package.glob("*.py")} | {
@@ -32,7 +52,15 @@ def test_every_room_is_on_the_page():
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/results.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/performance.md",
+        "docs/results.md",
+        "docs/your-own-network.md",
+    ],
 )
 def test_every_link_leads_somewhere(document):
     text = (ROOT / document).read_text()

@@ -1,0 +1,15 @@
+"""The benchmarks run; what they find is no test."""
+
+import csv
+from pathlib import Path
+
+from benchmarks import gammas
+
+
+def test_the_benchmark_of_gammas_writes_a_row_for_each_contestant():
+    gammas.run(rounds=2, size=8, out=Path("gammas.csv"))
+    with Path("gammas.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["contestant"] for row in rows]
+    assert names == ["K = 1", "K = 8", "K = 8, loop", "K = 64", "K = 64, loop"]
+    assert all(float(row["median_ms"]) > 0 for row in rows)
