@@ -61,7 +61,17 @@ def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Forma
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished_{path.name}")
     try:
-        found = _WRITERS[format](network, args, kwargs, unfinished)
+        try:
+            found = _WRITERS[format](network, args, kwargs, unfinished)
+        except RuntimeError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the exporters wrap what is wrong in what to do
+                cause = cause.__cause__
+            reason = str(cause).strip().splitlines()[0]
+            raise UsageError(
+                f"format={format!r}: PyTorch cannot write {type(network).__name__} so ({reason}):"
+                " choose another format"
+            ) from error
         check_same_outputs(found, expected, TOLERANCE[format], f"format={format!r}")
         unfinished.replace(path)
     finally:

@@ -12,14 +12,24 @@ from mip_lightning.recalibration import recalibrate
 
 QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
 
-# torch.export and torch.onnx of torch 2.11 to 2.15 call what they themselves deprecate.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    # torch.export and torch.onnx of torch 2.11 to 2.15 call what they themselves deprecate.
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    # torch.export.load of torch 2.11 reads weights into memory that it only reads.
+    "ignore:The given buffer is not writable",
+)
+
+
+def convolutional() -> nn.Module:
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(36, 10))
 
 
 def read(path, format):
     """A function that a program without this library would make of the file."""
     if format == "state_dict":
-        network = LeNet()
+        network = convolutional()
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
     if format == "torch_export":
@@ -33,7 +43,8 @@ def read(path, format):
 
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_an_exported_network_computes_the_same_for_any_number_of_samples(tmp_path, format):
-    model = HyperModel(LeNet(), Uniform(), hypernetwork=HypernetworkConfig([4, 8])).eval()
+    config = HypernetworkConfig([4, 8])
+    model = HyperModel(convolutional(), Uniform(), hypernetwork=config).eval()
     path = tmp_path / f"network{SUFFIXES[format]}"
     export_network(model.materialize(0.3), torch.rand(2, 1, 9, 9), path, format)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -61,6 +72,19 @@ class Random(nn.Linear):
 def test_a_file_that_does_not_compute_the_same_is_not_kept(tmp_path):
     with pytest.raises(UsageError, match="differs by"):
         export_network(Random(3, 3), torch.rand(2, 3), tmp_path / "a.pt", "state_dict")
+    assert not list(tmp_path.iterdir())
+
+
+class Deciding(nn.Linear):
+    """Looks at a value, which no program that torch.export writes can."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x.nonzero()
+
+
+def test_what_pytorch_cannot_write_is_refused_with_its_reason(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot write Deciding so \(.*choose another format"):
+        export_network(Deciding(3, 3), torch.rand(2, 3), tmp_path / "a.pt2", "torch_export")
     assert not list(tmp_path.iterdir())
 
 

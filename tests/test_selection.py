@@ -139,7 +139,7 @@ def test_a_lazy_layer_is_refused_until_it_has_a_shape():
         predicted(nn.Sequential(nn.LazyLinear(3)), None)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")  # it is what is refused
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")  # it is what is refused
 def test_a_torchscript_primary_is_refused():
     with pytest.raises(UsageError, match="TorchScript"):
         predicted(torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)), None)
