@@ -188,6 +188,17 @@ class HyperLightningModule(LightningModule, ABC):
         self._latest = output._replace(loss=output.loss.detach()), gamma
         return objective
 
+    @property
+    def latest_gamma(self) -> Float[Tensor, "K D"]:
+        """The gamma of the latest training batch, on its device.
+
+        Raises:
+            UsageError: If there was no training batch yet.
+        """
+        if self._latest is None:
+            raise UsageError("latest_gamma: there was no training batch yet")
+        return self._latest[1]
+
     def progress(self) -> dict[str, float]:
         """Loss, gamma and the monitored metric of the latest training batch, on this rank.
 

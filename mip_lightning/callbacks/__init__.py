@@ -1,6 +1,7 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
 from mip_lightning.callbacks.gamma_curve import GammaCurve
+from mip_lightning.callbacks.gradient_stats import GradientStats
 from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
@@ -8,6 +9,7 @@ from mip_lightning.callbacks.run_progress_bar import RunProgressBar
 
 __all__ = [
     "GammaCurve",
+    "GradientStats",
     "HyperModelSummary",
     "PredictedWeightStats",
     "PredictionWriter",
