@@ -199,6 +199,17 @@ class HyperLightningModule(LightningModule, ABC):
             raise UsageError("latest_gamma: there was no training batch yet")
         return self._latest[1]
 
+    @property
+    def latest_loss(self) -> Float[Tensor, ""]:
+        """The loss of the latest training batch, on its device, as the task gave it.
+
+        Raises:
+            UsageError: If there was no training batch yet.
+        """
+        if self._latest is None:
+            raise UsageError("latest_loss: there was no training batch yet")
+        return self._latest[0].loss
+
     def progress(self) -> dict[str, float]:
         """Loss, gamma and the monitored metric of the latest training batch, on this rank.
 

@@ -6,12 +6,15 @@ from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
 from mip_lightning.callbacks.run_progress_bar import RunProgressBar
+from mip_lightning.callbacks.training_stability import NonFiniteError, TrainingStability
 
 __all__ = [
     "GammaCurve",
     "GradientStats",
     "HyperModelSummary",
+    "NonFiniteError",
     "PredictedWeightStats",
     "PredictionWriter",
     "RunProgressBar",
+    "TrainingStability",
 ]
