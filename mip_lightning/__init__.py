@@ -11,7 +11,8 @@ from mip_lightning.errors import UsageError
 from mip_lightning.heads import ChunkedHead, DenseHead, Head, LowRankHead
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from mip_lightning.module import HyperLightningModule, StepOutput
+from mip_lightning.minibatch import StepOutput
+from mip_lightning.module import HyperLightningModule
 from mip_lightning.priors import (
     Categorical,
     EndPointOversampling,

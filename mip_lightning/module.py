@@ -1,9 +1,9 @@
 """HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,34 +15,18 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
-from mip_lightning.draws import Inputs, tensors_in
+from mip_lightning.draws import Inputs
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
+from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
+from mip_lightning.parts import PartOptions, check_options, check_parts, parameter_groups
 from mip_lightning.priors import Gamma, Joint, Prior
 from mip_lightning.sweep import Curve, GammaSweep
 from mip_lightning.theta import ThetaConfig
 
 DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
 """K, or one gamma a sample (K = B)."""
-
-Part: TypeAlias = Literal["theta0", "ordinary", "trunk", "head"]
-"""The parts whose optimizer options can differ: the independent weights, the parameters that are
-not predicted, and the hypernetwork's encoding and hidden layers, and its head."""
-
-
-class StepOutput(NamedTuple):
-    """What a task's ``loss`` returns if it has metrics.
-
-    Attributes:
-        loss: Mean over the batch.
-        prediction: First argument of each metric's ``update``, detached.
-        target: Second argument of each metric's ``update``.
-    """
-
-    loss: Float[Tensor, ""]
-    prediction: Tensor | None = None
-    target: Tensor | None = None
 
 
 class HyperLightningModule(LightningModule, ABC):
@@ -91,7 +75,7 @@ class HyperLightningModule(LightningModule, ABC):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: Mapping[Part, Mapping[str, float]] | None = None,
+        part_options: PartOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -111,10 +95,8 @@ class HyperLightningModule(LightningModule, ABC):
         ):
             if size < 1:
                 raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
-        for part in part_options or {}:
-            if part not in get_args(Part):
-                raise UsageError(f"part_options: {part!r} is none of {', '.join(get_args(Part))}")
         self.part_options = part_options or {}
+        check_parts(self.part_options)
         self.theta_decay = theta.weight_decay
         self.model = HyperModel(primary, prior, formulation, hypernetwork, theta)
         self.draws_per_batch = draws_per_batch
@@ -124,7 +106,7 @@ class HyperLightningModule(LightningModule, ABC):
         )
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
-        self._drawn: _Drawn | None = None
+        self._drawn: DrawnGamma | None = None
         self._latest: tuple[StepOutput, Tensor] | None = None
 
     @abstractmethod
@@ -260,20 +242,7 @@ class HyperLightningModule(LightningModule, ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by part, as an optimizer takes them, with each part's options."""
-        theta0 = set(self.model.theta0.values())
-        head = set(self.model.hypernetwork.head.parameters())
-        trunk = set(self.model.hypernetwork.parameters()) - head
-        groups: dict[Part, list[nn.Parameter]] = {part: [] for part in get_args(Part)}
-        members: dict[Part, set[nn.Parameter]] = {"theta0": theta0, "trunk": trunk, "head": head}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parts = [part for part, inside in members.items() if parameter in inside]
-                groups[parts[0] if parts else "ordinary"].append(parameter)
-        return [
-            {"name": part, "params": parameters, **self.part_options.get(part, {})}
-            for part, parameters in groups.items()
-            if parameters
-        ]
+        return parameter_groups(self.parameters(), self.model, self.part_options)
 
     def on_train_start(self) -> None:
         """Refuse options of a part that its optimizer does not have.
@@ -282,13 +251,7 @@ class HyperLightningModule(LightningModule, ABC):
             UsageError: If there is one.
         """
         for optimizer in self.trainer.optimizers:
-            for part, options in self.part_options.items():
-                for option in options:
-                    if option not in optimizer.defaults:
-                        raise UsageError(
-                            f"part_options: {type(optimizer).__name__} has no {option!r} for"
-                            f" {part}: it has {', '.join(optimizer.defaults)}"
-                        )
+            check_options(optimizer, self.part_options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the gamma stream, and what the tensors do not tell of the model."""
@@ -313,9 +276,9 @@ class HyperLightningModule(LightningModule, ABC):
             return self._output(batch, gamma)
 
     @contextmanager
-    def _draws(self, gamma: Float[Tensor, "K D"]) -> "Iterator[_Drawn]":
+    def _draws(self, gamma: Float[Tensor, "K D"]) -> "Iterator[DrawnGamma]":
         """While it lasts, gamma is one that need not be checked."""
-        self._drawn = drawn = _Drawn(gamma)
+        self._drawn = drawn = DrawnGamma(gamma)
         try:
             yield drawn
         finally:
@@ -346,31 +309,6 @@ class HyperLightningModule(LightningModule, ABC):
             self.log(key, curve.mean, prog_bar=key == self.monitor, sync_dist=True)
             if curve.best is not None:
                 self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
-
-
-class _Drawn:
-    """A gamma that the module drew, and the weights at it once they are asked for."""
-
-    def __init__(self, gamma: Float[Tensor, "K D"]) -> None:
-        self.gamma = gamma
-        self._theta: dict[str, Tensor] | None = None
-
-    def theta(self, model: HyperModel) -> dict[str, Tensor]:
-        """The weights, predicted once."""
-        if self._theta is None:
-            self._theta = model.theta_at(self.gamma)
-        return self._theta
-
-
-def batch_size(batch: Any) -> int:
-    """Number of samples: the length of the first tensor in a batch.
-
-    Raises:
-        UsageError: If the batch holds no tensor.
-    """
-    for tensor in tensors_in(batch):
-        return len(tensor)
-    raise UsageError(f"a batch of type {type(batch).__name__} holds no tensor to count samples by")
 
 
 class _GivenHyperparameters(HyperparametersMixin):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 
 from mip_lightning import HyperLightningModule, HypernetworkConfig, StepOutput, Uniform, UsageError
-from mip_lightning.module import batch_size
+from mip_lightning.minibatch import batch_size
 
 
 class Denoising(HyperLightningModule):

@@ -1,6 +1,6 @@
 """Bayesian classification: gamma is a latent draw, the trained weights a posterior's samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -13,7 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
-from mip_lightning.module import DrawsPerBatch, HyperLightningModule, Part, StepOutput
+from mip_lightning.minibatch import StepOutput
+from mip_lightning.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.parts import PartOptions
 from mip_lightning.priors import Prior
 from mip_lightning.tasks.uncertainty import (
     NegativeLogLikelihood,
@@ -71,7 +73,7 @@ class BayesianClassification(HyperLightningModule):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: Mapping[Part, Mapping[str, float]] | None = None,
+        part_options: PartOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,

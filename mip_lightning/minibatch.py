@@ -1,0 +1,53 @@
+"""One training or evaluation step: its size, its gamma and weights, what the task says of it."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mip_lightning.draws import tensors_in
+from mip_lightning.errors import UsageError
+from mip_lightning.hypermodel import HyperModel
+
+
+class StepOutput(NamedTuple):
+    """What a task's ``loss`` returns if it has metrics.
+
+    Attributes:
+        loss: Mean over the batch.
+        prediction: First argument of each metric's ``update``, detached.
+        target: Second argument of each metric's ``update``.
+    """
+
+    loss: Float[Tensor, ""]
+    prediction: Tensor | None = None
+    target: Tensor | None = None
+
+
+class DrawnGamma:
+    """A gamma that need not be checked, and the weights at it once they are asked for.
+
+    Args:
+        gamma: The draws.
+    """
+
+    def __init__(self, gamma: Float[Tensor, "K D"]) -> None:
+        self.gamma = gamma
+        self._theta: dict[str, Tensor] | None = None
+
+    def theta(self, model: HyperModel) -> dict[str, Tensor]:
+        """The weights, predicted once."""
+        if self._theta is None:
+            self._theta = model.theta_at(self.gamma)
+        return self._theta
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples: the length of the first tensor in a batch.
+
+    Raises:
+        UsageError: If the batch holds no tensor.
+    """
+    for tensor in tensors_in(batch):
+        return len(tensor)
+    raise UsageError(f"a batch of type {type(batch).__name__} holds no tensor to count samples by")
