@@ -14,9 +14,13 @@ from test_module import trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from mip_lightning import HyperModel, Normal, Uniform, UsageError
+from mip_lightning import HyperModel, Joint, Normal, Uniform, UsageError
 from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
-from mip_lightning.callbacks.predicted_weight_stats import proportionality, weight_std
+from mip_lightning.callbacks.weight_statistics import (
+    along_axis,
+    proportionality,
+    weight_statistics,
+)
 from mip_lightning.networks import LeNet, MultilayerPerceptron
 from mip_lightning.tasks import BayesianClassification
 
@@ -45,23 +49,64 @@ def test_the_default_formulation_is_a_line_through_zero_and_mip_is_flat():
     lines = {}
     for formulation in ("default", "mip"):
         torch.manual_seed(0)
-        stds = weight_std(HyperModel(LeNet(), Uniform(0, 1), formulation), grid)
-        lines[formulation] = proportionality(grid[:, 0], stds["all"])
+        stds = weight_statistics(HyperModel(LeNet(), Uniform(0, 1), formulation), grid)
+        lines[formulation] = proportionality(grid[:, 0], stds["all"].std)
     assert lines["default"].r2 > 0.999999
     assert lines["default"].slope == pytest.approx(2, abs=1e-4)  # 1 / mean(gamma)
     assert abs(lines["mip"].slope) < 0.1
 
 
-def test_the_std_is_that_of_all_elements_together_and_of_each_tensor():
+def test_statistics_are_those_of_all_elements_together_and_of_each_tensor():
     model = HyperModel(nn.Linear(3, 2), Normal(dim=2))
     grid = model.prior.grid(4)
-    stds = weight_std(model, grid)
-    assert list(stds) == ["all", "weight", "bias"]
+    found = weight_statistics(model, grid)
+    assert list(found) == ["all", "weight", "bias"]
     for i, gamma in enumerate(grid):
         theta = {name: t.detach().numpy().ravel() for name, t in model.theta(gamma).items()}
-        assert stds["weight"][i] == pytest.approx(theta["weight"].std(), rel=1e-5)
-        together = np.concatenate(list(theta.values()))
-        assert stds["all"][i] == pytest.approx(together.std(), rel=1e-5)
+        theta["all"] = np.concatenate(list(theta.values()))
+        for name, values in theta.items():
+            assert found[name].std[i] == pytest.approx(values.std(), rel=1e-5)
+            assert found[name].mean[i] == pytest.approx(values.mean(), rel=1e-4, abs=1e-7)
+            assert found[name].norm[i] == pytest.approx(np.linalg.norm(values), rel=1e-5)
+
+
+def test_a_line_along_one_dimension_keeps_the_others_at_their_medians():
+    line = along_axis(Joint({"a": Uniform(2, 4), "b": Normal(1, 3)}), 0, 3)
+    torch.testing.assert_close(line, torch.tensor([[2.0, 1.0], [3.0, 1.0], [4.0, 1.0]]))
+
+
+def test_several_dimensions_are_recorded_along_each_at_the_start_and_the_end():
+    callback = PredictedWeightStats(grid_size=4, every_n_epochs=0)
+    t = trainer(max_epochs=2, callbacks=[callback], default_root_dir="out")
+    task = BayesianClassification(MultilayerPerceptron(6, 3), Uniform(dim=2))
+    t.fit(task, loader(), loader())
+    recorded = rows("out/predicted_weight_stats.csv")
+    lines = {(r["step"], r["line"]) for r in recorded}
+    assert lines == {(s, n) for s in ("0", "6") for n in ("grid", "gamma_0", "gamma_1")}
+    along = [r for r in recorded if r["line"] == "gamma_1" and r["tensor"] == "all"]
+    assert [float(r["gamma_0"]) for r in along] == [0.5] * 8
+    assert [float(r["gamma_1"]) for r in along] == pytest.approx([0, 1 / 3, 2 / 3, 1] * 2)
+    image = matplotlib.image.imread("out/predicted_weight_stats.png")
+    assert image.shape[1] > 2.3 * image.shape[0]  # a third panel
+
+
+def test_stats_are_recorded_every_n_steps_and_nothing_is_computed_on_the_others(monkeypatch):
+    computed = []
+    monkeypatch.setattr(HyperModel, "theta", counted(HyperModel.theta, computed))
+    callback = PredictedWeightStats(grid_size=2, every_n_epochs=0, every_n_steps=4)
+    t = trainer(max_epochs=3, callbacks=[callback], default_root_dir="out", limit_val_batches=0)
+    t.fit(make_task(), loader(), loader())
+    steps = sorted({int(r["step"]) for r in rows("out/predicted_weight_stats.csv")})
+    assert steps == [0, 4, 8, 9]
+    assert len(computed) == 9 + 2 * 4  # training steps, and two gammas at each recorded one
+
+
+def counted(function, calls):
+    def call(*args):
+        calls.append(1)
+        return function(*args)
+
+    return call
 
 
 def test_stats_are_recorded_before_training_every_n_epochs_and_at_the_end():
@@ -70,7 +115,10 @@ def test_stats_are_recorded_before_training_every_n_epochs_and_at_the_end():
     t = trainer(max_epochs=3, callbacks=[callback], logger=loggers, log_every_n_steps=1)
     t.fit(make_task(), loader(), loader())
     recorded = rows("out/predicted_weight_stats.csv")
-    assert list(recorded[0]) == ["step", "epoch", "tensor", "gamma", "std"]
+    assert list(recorded[0]) == [
+        *("step", "epoch", "line", "tensor", "gamma"),
+        *("std", "mean", "norm"),
+    ]
     assert sorted({(int(r["step"]), int(r["epoch"])) for r in recorded}) == [(0, 0), (6, 2), (9, 3)]
     assert len(recorded) == 3 * 3 * 5  # times, gammas, "all" and four tensors
     image = matplotlib.image.imread("out/predicted_weight_stats.png")
@@ -182,7 +230,7 @@ def test_predictions_of_a_stream_are_written_in_its_order():
     ("make", "says"),
     [
         (lambda: PredictionWriter("a.txt"), "path='a.txt'.*by suffix"),
-        (lambda: PredictedWeightStats(every_n_epochs=0), "every_n_epochs=0"),
+        (lambda: PredictedWeightStats(every_n_epochs=-1), "every_n_epochs=-1"),
         (lambda: PredictedWeightStats(grid_size=1), "grid_size=1"),
     ],
 )

@@ -340,7 +340,17 @@ def test_several_named_hyperparameters_and_a_choice_of_tensors_are_given_in_yaml
     metrics = read_csv("run/csv/metrics.csv")
     assert {"gamma/weight", "gamma/kind"} <= metrics[0].keys()
     stats = read_csv("run/predicted_weight_stats.csv")
-    assert list(stats[0]) == ["step", "epoch", "tensor", "weight", "kind", "std"]
+    assert list(stats[0]) == [
+        "step",
+        "epoch",
+        "line",
+        "tensor",
+        "weight",
+        "kind",
+        "std",
+        "mean",
+        "norm",
+    ]
     assert {row["tensor"] for row in stats} == {"all", "layers.1.weight", "layers.1.bias"}
     checkpoint = "run/checkpoints/best.ckpt"
     run("test", "--ckpt_path", checkpoint)
