@@ -109,6 +109,7 @@ class HyperModel(nn.Module):
         self.primary = primary
         self.prior = prior
         self.formulation = formulation
+        self._given = {name: p.detach().clone() for name, p in theta0.items()}
         self.weight_norm = PredictedWeightNorm(theta0) if theta.weight_norm else None
         if not choice.keeps_theta0:
             with torch.no_grad():
@@ -261,6 +262,19 @@ class HyperModel(nn.Module):
         theta = self.theta(gamma[0])
         parameters = dict(network.named_parameters())
         for name, value in theta.items():
+            parameters[name].copy_(value)
+        return network
+
+    @torch.no_grad()
+    def ordinary(self) -> nn.Module:
+        """The primary as it was given, before any weight was predicted: what it would be itself.
+
+        Returns:
+            A copy that shares nothing with this model; what is not predicted is as it is now.
+        """
+        network = copy.deepcopy(self.primary)
+        parameters = dict(network.named_parameters())
+        for name, value in self._given.items():
             parameters[name].copy_(value)
         return network
 

@@ -275,6 +275,21 @@ class HyperLightningModule(LightningModule, ABC):
         with self._draws(gamma):
             return self._output(batch, gamma)
 
+    def inputs_of(self, batch: Any, gamma: Float[Tensor, "K D"]) -> list[Inputs]:
+        """What the task gives the primary for a batch, in the order of its calls.
+
+        Args:
+            batch: What the data loader gives.
+            gamma: Draws, not checked.
+        """
+        seen: list[Inputs] = []
+        hook = self.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self.evaluate_at(batch, gamma)
+        finally:
+            hook.remove()
+        return seen
+
     @contextmanager
     def _draws(self, gamma: Float[Tensor, "K D"]) -> "Iterator[DrawnGamma]":
         """While it lasts, gamma is one that need not be checked."""

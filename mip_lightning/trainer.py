@@ -93,13 +93,6 @@ class HyperTrainer(Trainer):
 def _inputs(
     model: HyperLightningModule, datamodule: LightningDataModule, gamma: torch.Tensor
 ) -> Iterator[Inputs]:
-    """What the task gives the primary of each training batch."""
-    seen: list[Inputs] = []
-    hook = model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        for batch in datamodule.train_dataloader():
-            model.evaluate_at(batch, gamma)
-            yield from seen
-            seen.clear()
-    finally:
-        hook.remove()
+    """What the task gives the primary for each training batch."""
+    for batch in datamodule.train_dataloader():
+        yield from model.inputs_of(batch, gamma)

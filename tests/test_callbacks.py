@@ -142,6 +142,7 @@ def test_callbacks_need_no_logger_and_any_number_of_dimensions(prior):
         "predicted_weight_stats.csv",
         "predicted_weight_stats.png",
         "val_gamma_curve.csv",
+        "val_gamma_curve.png",
         "test_gamma_curve.csv",
         "test_gamma_curve.png",
     }
@@ -180,6 +181,15 @@ def test_a_new_run_in_the_same_folder_overwrites_nothing():
     assert {"predicted_weight_stats.csv", "predicted_weight_stats_1.csv"} <= names
     assert {"predicted_weight_stats.png", "predicted_weight_stats_1.png"} <= names
     assert {"val_gamma_curve.csv", "val_gamma_curve_1.csv"} <= names
+
+
+def test_validation_curves_are_drawn_every_n_epochs_and_at_the_end():
+    logger = TensorBoardLogger("out", name="", version="")
+    callbacks = [GammaCurve(every_n_epochs=2)]
+    t = trainer(max_epochs=5, callbacks=callbacks, logger=logger, log_every_n_steps=1)
+    t.fit(make_task(), loader(), loader())
+    images = EventAccumulator("out").Reload().Images("val_gamma_curve")
+    assert [image.step for image in images] == [6, 12, 15]
 
 
 def test_the_test_curve_holds_what_the_module_measured():

@@ -66,6 +66,7 @@ def test_a_run_directory_holds_all_of_a_run(fitted):
         "predicted_weight_stats.csv",
         "predicted_weight_stats.png",
         "val_gamma_curve.csv",
+        "val_gamma_curve.png",
     }
     assert files(fitted / "checkpoints") == {"best.ckpt", "last.ckpt"}
     assert any("tfevents" in path.name for path in fitted.iterdir())

@@ -1,5 +1,6 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
+from mip_lightning.callbacks.distributions import Distributions
 from mip_lightning.callbacks.gamma_curve import GammaCurve
 from mip_lightning.callbacks.gradient_stats import GradientStats
 from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
@@ -9,6 +10,7 @@ from mip_lightning.callbacks.run_progress_bar import RunProgressBar
 from mip_lightning.callbacks.training_stability import NonFiniteError, TrainingStability
 
 __all__ = [
+    "Distributions",
     "GammaCurve",
     "GradientStats",
     "HyperModelSummary",

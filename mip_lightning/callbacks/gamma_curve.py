@@ -17,6 +17,7 @@ from mip_lightning.callbacks.files import (
     symbol,
     writes_files,
 )
+from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import Curve
 
@@ -25,21 +26,32 @@ class GammaCurve(Callback):
     """Writes each metric at each gamma of the grid, after every validation and test.
 
     ``val_gamma_curve.csv`` has a row for each gamma and, in ``fit``, each validation;
-    ``test_gamma_curve.csv`` one for each gamma, beside the figure ``test_gamma_curve.png``, which
-    TensorBoard gets too. They are in the run's folder. Modules that are no HyperLightningModule
-    are left alone.
+    ``test_gamma_curve.csv`` one for each gamma. The figures ``val_gamma_curve.png`` (every N epochs
+    and at the end of training) and ``test_gamma_curve.png`` go to TensorBoard too. They are in the
+    run's folder. Modules that are no HyperLightningModule are left alone.
+
+    Args:
+        every_n_epochs: Draw the validation curves at each N-th epoch.
+
+    Raises:
+        UsageError: If ``every_n_epochs`` is below 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_epochs: int = 10) -> None:
+        if every_n_epochs < 1:
+            raise UsageError(f"every_n_epochs={every_n_epochs}: give 1 or more")
+        self.every_n_epochs = every_n_epochs
         self._folder = Path()
         self._resumed_at: int | None = None
         self._table: StepTable | None = None
+        self._curves: dict[str, Curve] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learn the run's folder, on all ranks."""
         self._folder = run_folder(trainer)
         self._resumed_at = None
         self._table = None
+        self._curves = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember at which step a run is resumed."""
@@ -51,6 +63,14 @@ class GammaCurve(Callback):
             return
         if isinstance(pl_module, HyperLightningModule):
             self._write(trainer, pl_module, pl_module.validation_sweep.grid, "val")
+            self._curves = pl_module.curves
+            if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+                self._draw_validation(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last validation's curves."""
+        if isinstance(pl_module, HyperLightningModule) and self._curves:
+            self._draw_validation(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the test curves, and say where they are."""
@@ -58,8 +78,16 @@ class GammaCurve(Callback):
             grid = pl_module.test_sweep.grid
             path = self._write(trainer, pl_module, grid, "test")
             figure = draw_curves(pl_module.model.prior.names, grid.cpu(), pl_module.curves)
+            figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
             publish_figure(trainer, figure, path.with_suffix(".png"))
             rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
+
+    def _draw_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
+        assert self._table is not None
+        grid = pl_module.validation_sweep.grid.cpu()
+        figure = draw_curves(pl_module.model.prior.names, grid, self._curves)
+        figure.suptitle(f"Validation metrics against gamma at step {trainer.global_step}")
+        publish_figure(trainer, figure, self._table.path.with_suffix(".png"))
 
     def _write(
         self,
@@ -104,7 +132,6 @@ def draw_curves(
     x = grid[:, 0] if one else grid.norm(dim=1)
     order = x.argsort()
     figure = Figure(figsize=(3.6 * len(curves), 3.6), layout="constrained")
-    figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
     for axes, (name, curve) in zip(
         figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
     ):

@@ -1,0 +1,267 @@
+"""Distributions: weights and activations at several gammas (paper, Figures 3a and 3b)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
+from torch import Tensor, nn
+
+from mip_lightning.callbacks.files import (
+    StepTable,
+    publish_figure,
+    run_folder,
+    symbol,
+    writes_files,
+)
+from mip_lightning.draws import as_arguments, tensors_in
+from mip_lightning.errors import UsageError
+from mip_lightning.module import HyperLightningModule
+
+ORDINARY = "ordinary"
+"""Name of the network of the same architecture that no hypernetwork predicts."""
+
+MAX_VALUES = 4000
+"""Values, evenly picked, that a density is estimated from."""
+
+ORDINARY_INDEX = -1
+MAX_COLUMNS = 6
+"""More layers than these are drawn as every n-th one."""
+
+NUM_POINTS = 200
+"""Points at which a density is evaluated."""
+
+
+class Distributions(Callback):
+    """Kernel densities of the predicted weights and of layer activations, for a few gammas.
+
+    At the start and at the end of training, of each predicted tensor of two dimensions or more and
+    of the output of the layer that holds it, beside an ordinary network: the primary as it was
+    given, before any weight was predicted. Activations are those of the first training batch, in
+    evaluation mode. Writes ``distributions.csv`` (a row for each step, layer,
+    gamma and point) and the figures ``distributions_before.png`` and ``distributions_after.png``.
+
+    Args:
+        num_gammas: Number of gammas of the prior's grid.
+
+    Raises:
+        UsageError: If ``num_gammas`` is below 1, or the module is no HyperLightningModule.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: Distributions
+              init_args: {num_gammas: 5}
+    """
+
+    def __init__(self, num_gammas: int = 5) -> None:
+        if num_gammas < 1:
+            raise UsageError(f"num_gammas={num_gammas}: give 1 or more")
+        self.num_gammas = num_gammas
+        self._folder = Path()
+        self._batch: Any = None
+        self._table: StepTable | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, on all ranks."""
+        if not isinstance(pl_module, HyperLightningModule):
+            raise UsageError(
+                f"Distributions on a {type(pl_module).__name__}: it needs a HyperLightningModule"
+            )
+        self._folder = run_folder(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the first batch, and record before the first step."""
+        if self._batch is not None or not writes_files(trainer):
+            return
+        self._batch = batch
+        names = _module(pl_module).model.prior.names
+        self._table = StepTable(
+            self._folder / "distributions.csv",
+            ["step", "of", "layer", *names, "network", "value", "density"],
+            trainer.global_step if trainer.ckpt_path else None,
+        )
+        if trainer.global_step == 0:
+            self._record(trainer, pl_module, "before")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record after the last step, and say where the figures are."""
+        if self._table is None or self._table.last_step == trainer.global_step:
+            return
+        path = self._record(trainer, pl_module, "after")
+        rank_zero_info(f"Distributions of weights and activations: {path}")
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Path:
+        assert self._table is not None
+        module = _module(pl_module)
+        grid = module.model.prior.grid(self.num_gammas)
+        samples = collect(module, self._batch, grid)
+        densities = {panel: estimate(of_panel) for panel, of_panel in samples.items()}
+        names = module.model.prior.names
+        self._table.append(
+            {
+                "step": trainer.global_step,
+                "of": panel[0],
+                "layer": panel[1],
+                **dict.fromkeys(names, ""),
+                **(dict(zip(names, grid[network].tolist(), strict=True)) if network >= 0 else {}),
+                "network": ORDINARY if network < 0 else "hypernetwork",
+                "value": value,
+                "density": density,
+            }
+            for panel, curves in densities.items()
+            for network, (values, density_there) in curves.items()
+            for value, density in zip(values.tolist(), density_there.tolist(), strict=True)
+        )
+        figure = draw(densities, names, grid)
+        figure.suptitle(
+            f"{type(module.model.primary).__name__}, formulation: {module.model.formulation},"
+            f" {when} training (step {trainer.global_step})"
+        )
+        stem = f"{self._table.path.stem}_{when}"
+        path = self._table.path.with_name(f"{stem}.png")
+        publish_figure(trainer, figure, path)
+        return path
+
+
+Panel: TypeAlias = tuple[str, str]
+"""``weights`` or ``activations``, and the name of the layer."""
+
+Curves: TypeAlias = dict[int, tuple[np.ndarray, np.ndarray]]
+"""Index of the gamma, or -1 for the ordinary network, to values and their density."""
+
+
+@torch.no_grad()
+def collect(
+    module: HyperLightningModule, batch: Any, grid: Float[Tensor, "n D"]
+) -> dict[Panel, dict[int, np.ndarray]]:
+    """Weights and activations at each gamma (by index) and of the ordinary network (by -1).
+
+    Args:
+        module: The module; its mode and buffers stay as they are.
+        batch: What the activations are those of.
+        grid: The gammas.
+    """
+    model = module.model
+    matrices = {n: s for n, s in model.layout.shapes.items() if len(s) > 1}
+    layers = {name.rpartition(".")[0]: name for name in matrices}
+    samples: dict[Panel, dict[int, np.ndarray]] = defaultdict(dict)
+    was_training = module.training
+    module.eval()
+    gammas = grid.to(module.device)
+    (inputs, *_) = module.inputs_of(batch, gammas[:1])
+    ordinary = model.ordinary().eval()
+    for index in (ORDINARY_INDEX, *range(len(grid))):
+        network = ordinary if index < 0 else model.primary
+        with _outputs(network, layers) as outputs:
+            if index < 0:
+                args, kwargs = as_arguments(inputs)
+                ordinary(*args, **kwargs)
+                theta: Mapping[str, Tensor] = dict(ordinary.named_parameters())
+            else:
+                theta = model.theta(gammas[index])
+                model.run(theta, inputs)
+        for layer, name in layers.items():
+            samples["weights", layer or name][index] = _pick(theta[name])
+            if layer in outputs:
+                samples["activations", layer or name][index] = _pick(outputs[layer])
+    module.train(was_training)
+    return samples
+
+
+def estimate(samples: Mapping[int, np.ndarray]) -> Curves:
+    """Gaussian kernel densities over the range of all samples; none where all values are one."""
+    low = min(float(np.quantile(values, 0.002)) for values in samples.values())
+    high = max(float(np.quantile(values, 0.998)) for values in samples.values())
+    points = np.linspace(low, high, NUM_POINTS)
+    return {
+        index: (points, gaussian_kde(values)(points))
+        for index, values in samples.items()
+        if np.ptp(values) > 1e-6 * max(abs(low), abs(high))
+    }
+
+
+def draw(
+    densities: Mapping[Panel, Curves], names: Sequence[str], grid: Float[Tensor, "n D"]
+) -> Figure:
+    """A column for each layer: its weights above, its activations below."""
+    layers = list(dict.fromkeys(layer for _, layer in densities))
+    shown = layers[:: max(1, math.ceil(len(layers) / MAX_COLUMNS))]
+    figure = Figure(figsize=(3.4 * len(shown) + 2.5, 6.5), layout="constrained")
+    panels = figure.subplots(2, len(shown), squeeze=False)
+    for row, of in enumerate(("weights", "activations")):
+        for column, layer in enumerate(shown):
+            _draw_panel(panels[row][column], densities.get((of, layer), {}), names, grid)
+            panels[row][column].set_title(f"{of} of {layer}", fontsize="medium")
+            panels[row][column].set_xlabel("weight" if of == "weights" else "activation")
+        panels[row][0].set_ylabel("density")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _draw_panel(
+    axes: Axes, curves: Curves, names: Sequence[str], grid: Float[Tensor, "n D"]
+) -> None:
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(grid)))
+    highest = 0.0
+    for index, color in enumerate(colors):
+        label = ", ".join(
+            f"{symbol(name)} = {value:.3g}"
+            for name, value in zip(names, grid[index].tolist(), strict=True)
+        )
+        values, density = curves.get(index, (np.empty(0), np.empty(0)))
+        label = label if len(label) < 40 else f"draw {index}"
+        label += "" if len(values) else " (constant)"
+        axes.plot(values, density, color=color, label=label)
+        highest = max([highest, *density.tolist()])
+    values, density = curves.get(ORDINARY_INDEX, (np.empty(0), np.empty(0)))
+    axes.plot(values, density, "k--", label="ordinary network")
+    highest = max([highest, *density.tolist()])
+    axes.set_yscale("log")
+    axes.set_ylim(1e-3 * highest or None, 2 * highest or None)
+    axes.grid(alpha=0.3)
+
+
+@contextmanager
+def _outputs(network: nn.Module, layers: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """The output of each layer in the next call, if the layer is called as a module."""
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    for layer in layers:
+
+        def keep(module: nn.Module, args: Any, output: Any, layer: str = layer) -> None:
+            outputs[layer] = next(tensors_in([output]))
+
+        handles.append(network.get_submodule(layer).register_forward_hook(keep))
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pick(tensor: Tensor) -> np.ndarray:
+    """At most ``MAX_VALUES`` values, evenly picked, in float64."""
+    flat = tensor.detach().flatten()
+    step = math.ceil(flat.numel() / MAX_VALUES)
+    return flat[::step].double().cpu().numpy()
+
+
+def _module(pl_module: LightningModule) -> HyperLightningModule:
+    assert isinstance(pl_module, HyperLightningModule)  # setup has refused any other
+    return pl_module
