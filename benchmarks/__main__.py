@@ -2,7 +2,10 @@
 
 from jsonargparse import CLI
 
-from benchmarks import gammas
+from benchmarks import callbacks, gammas
 
 if __name__ == "__main__":
-    CLI({"gammas": gammas.run}, description="Timings, contestants interleaved in one process.")
+    CLI(
+        {"callbacks": callbacks.run, "gammas": gammas.run},
+        description="Timings, contestants interleaved in one process.",
+    )

@@ -54,10 +54,7 @@ def race(
             elapsed = _milliseconds(contestant)
             if number >= warmup:
                 times[name].append(elapsed)
-    return [
-        Row(network, batch, name, statistics.median(values), _spread(values))
-        for name, values in times.items()
-    ]
+    return [Row(network, batch, name, *median_and_spread(values)) for name, values in times.items()]
 
 
 def report(title: str, rows: list[Row], reference: str, out: Path | None = None) -> None:
@@ -115,8 +112,9 @@ def _milliseconds(contestant: Contestant) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def _spread(values: list[float]) -> float:
+def median_and_spread(values: list[float]) -> tuple[float, float]:
+    """The median, and the distance between the quartiles."""
     if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low
+        return values[0], 0.0
+    low, median, high = statistics.quantiles(values, n=4)
+    return median, high - low

@@ -218,7 +218,7 @@ class HyperModel(nn.Module):
         if first.ndim == len(self.layout.shapes[name]):
             return self._reweighted(theta, args, kwargs)
         num_draws = len(first)
-        self._check_statistics(num_draws, args, kwargs)
+        self._check_samples(num_draws, args, kwargs)
         grouped_args = tuple(split_draws(value, num_draws) for value in args)
         grouped_kwargs = {name: split_draws(value, num_draws) for name, value in kwargs.items()}
         if self._goes_in_turn():
@@ -300,10 +300,13 @@ class HyperModel(nn.Module):
             for module in self.primary.modules()
         )
 
-    def _check_statistics(
-        self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Refuse statistics over the samples of a draw where each draw has one sample."""
+    def _check_samples(self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse inputs whose first dimension is time, and statistics over single samples."""
+        if getattr(self.primary, "batch_first", True) is False:
+            raise UsageError(
+                f"{num_draws} draws, and the primary, {type(self.primary).__name__}, takes samples"
+                " along the second dimension: build it with batch_first=True"
+            )
         sizes = [len(t) for t in tensors_in([args, kwargs]) if t.ndim]
         if not sizes or num_draws == 1 or sizes[0] != num_draws:
             return

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from benchmarks import gammas
+from benchmarks import callbacks, gammas
 
 
 def test_the_benchmark_of_gammas_writes_a_row_for_each_contestant():
@@ -13,3 +13,9 @@ def test_the_benchmark_of_gammas_writes_a_row_for_each_contestant():
     names = [row["contestant"] for row in rows]
     assert names == ["K = 1", "K = 8", "K = 8, loop", "K = 64", "K = 64, loop"]
     assert all(float(row["median_ms"]) > 0 for row in rows)
+
+
+def test_the_benchmark_of_callbacks_compares_all_with_none():
+    callbacks.run(rounds=1, steps=8, size=8, out=Path("callbacks.csv"))
+    with Path("callbacks.csv").open(newline="") as file:
+        assert [row["contestant"] for row in csv.DictReader(file)] == ["none", "all"]

@@ -93,6 +93,15 @@ def test_batch_norm_with_one_gamma_a_sample_is_refused_in_training_with_the_reas
         torch.testing.assert_close(model(x, gamma), alone, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("network", [nn.LSTM(3, 4), nn.MultiheadAttention(4, 2)])
+def test_draws_of_a_primary_that_takes_samples_second_are_refused(network):
+    model = HyperModel(network, Uniform(), hypernetwork=SMALL)
+    inputs = (torch.rand(4, 6, 3),) if isinstance(network, nn.LSTM) else (torch.rand(4, 6, 4),) * 3
+    model(inputs, 0.3)
+    with pytest.raises(UsageError, match=r"2 draws.*batch_first=True"):
+        model(inputs, torch.rand(2, 1))
+
+
 def test_one_of_many_inputs_out_of_range_is_refused_not_warned_of():
     model = HyperModel(MultilayerPerceptron(4), Uniform(dim=3), hypernetwork=SMALL)
     with pytest.raises(UsageError, match=r"gamma\[0, 2\] is 1.2"):
