@@ -1,11 +1,11 @@
 """``python -m benchmarks NAME``: one benchmark of the suite."""
 
-from jsonargparse import CLI
+from jsonargparse import auto_cli
 
 from benchmarks import callbacks, gammas
 
 if __name__ == "__main__":
-    CLI(
+    auto_cli(
         {"callbacks": callbacks.run, "gammas": gammas.run},
         description="Timings, contestants interleaved in one process.",
     )

@@ -4,6 +4,8 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +56,29 @@ def run(rounds: int = 6, steps: int = 100, size: int = 28, out: Path | None = No
         size: Height and width of the images.
         out: A CSV file for the figures.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")  # Lightning's advice on loaders would break into the table
     images, labels = torch.rand(BATCH * steps, 1, size, size), torch.arange(BATCH * steps) % 10
     loader = DataLoader(TensorDataset(images, labels), BATCH)
     times: dict[str, list[float]] = {"none": [], "all": []}
-    for _ in range(rounds):
-        for name, collected in times.items():
-            collected += _fit(name == "all", loader)
+    with _quiet():
+        for _ in range(rounds):
+            for name, collected in times.items():
+                collected += _fit(name == "all", loader)
     rows = [Row("LeNet", BATCH, name, *median_and_spread(times[name])) for name in times]
     report("A training step with callbacks", rows, "none", out)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's advice on loaders and devices out of the table."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fit(with_callbacks: bool, loader: DataLoader[Any]) -> list[float]:

@@ -2,10 +2,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import yaml
+from conftest import ROOT
 
 from mip_lightning import UsageError
+from mip_lightning.cli import main
 from mip_lightning.report import summarize
 
 FORMULATION = "model.init_args.formulation"
@@ -51,3 +54,58 @@ def test_the_command_prints_the_table(tmp_path):
     command = [sys.executable, "-m", "mip_lightning.report", str(folder)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "| mip | 0.500 | 0.500 |" in printed
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Runs of two formulations with all callbacks."""
+    folder = tmp_path_factory.mktemp("diagnosed")
+    config = yaml.safe_load((ROOT / "tests" / "conf" / "quick.yaml").read_text())
+    names = ("PredictedWeightStats", "Distributions", "GradientStats")
+    config["trainer"]["callbacks"] = [{"class_path": name} for name in names]
+    (folder / "diagnosed.yaml").write_text(yaml.safe_dump(config))
+    runs = [str(folder / formulation) for formulation in ("default", "mip")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mip-lightning"])
+        for run in runs:
+            options = ["--run_dir", run, "--model.formulation", Path(run).name]
+            main(["fit", "--config", str(folder / "diagnosed.yaml"), *options])
+    return runs
+
+
+FIGURES = "mip_lightning.report.figures"
+
+
+@pytest.mark.parametrize(
+    ("figure", "options"),
+    [
+        ("scale", []),
+        ("distributions", []),
+        ("distributions", ["--of", "activations", "--layer", "layers.3", "--step", "6"]),
+        ("gradients", []),
+    ],
+)
+def test_runs_are_drawn_side_by_side(diagnosed, figure, options):
+    command = [sys.executable, "-m", FIGURES, figure, *diagnosed, "--out", "figure.png", *options]
+    subprocess.run(command, check=True, timeout=100)
+    assert matplotlib.image.imread("figure.png").std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["scale", "nothing", "--out", "a.png"], "is not there: run with the callback Predicted"),
+        (["gradients", "RUN", "--out", "there.png"], "out='there.png' is there already"),
+        (["distributions", "RUN", "--out", "a.png", "--layer", "x"], "has the layers layers.1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named_in_one_line(diagnosed, command, says):
+    Path("there.png").write_text("mine")
+    command = [diagnosed[0] if word == "RUN" else word for word in command]
+    done = subprocess.run(
+        [sys.executable, "-m", FIGURES, *command], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert says in line
+    assert Path("there.png").read_text() == "mine"

@@ -1,0 +1,209 @@
+"""``python -m mip_lightning.report.figures``: runs side by side, from what callbacks recorded.
+
+They are the paper's Figures 1a (``scale``), 3a and 3b (``distributions``) and 3c (``gradients``).
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mip_lightning.errors import UsageError
+
+Row = dict[str, str]
+
+
+def scale(runs: list[Path], out: Path) -> None:
+    """Std of the predicted weights against gamma, before and after training, a panel for each run.
+
+    Args:
+        runs: Folders of runs with the callback PredictedWeightStats.
+        out: The PNG file.
+    """
+    figure, panels = _panels(len(runs), "Scale of the predicted weights against gamma")
+    for axes, run in zip(panels, runs, strict=True):
+        rows = [
+            row
+            for row in _rows(run / "predicted_weight_stats.csv", "PredictedWeightStats")
+            if row["tensor"] == "all" and row["line"] == "grid"
+        ]
+        last = max(int(row["step"]) for row in rows)
+        for step, style, label in ((0, "o--", "initial"), (last, "s-", f"final (step {last})")):
+            here = [row for row in rows if int(row["step"]) == step]
+            axes.plot(*_gamma(here), [float(row["std"]) for row in here], style, label=label)
+        axes.set_title(_name(run))
+        axes.set_xlabel(_gamma_label(rows))
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    panels[0].set_ylabel(r"standard deviation of $\theta$")
+    _save(figure, out)
+
+
+def distributions(
+    runs: list[Path],
+    out: Path,
+    of: Literal["weights", "activations"] = "weights",
+    layer: str | None = None,
+    step: int = 0,
+) -> None:
+    """Densities of weights or activations at several gammas, a panel for each run.
+
+    Args:
+        runs: Folders of runs with the callback Distributions.
+        out: The PNG file.
+        of: What the densities are of.
+        layer: The layer; by default the one in the middle of the network.
+        step: The optimizer step.
+    """
+    figure, panels = _panels(len(runs), "")
+    for axes, run in zip(panels, runs, strict=True):
+        rows = _rows(run / "distributions.csv", "Distributions")
+        layers = list(dict.fromkeys(row["layer"] for row in rows))
+        layer = layer or layers[len(layers) // 2]
+        chosen = [
+            row
+            for row in rows
+            if row["of"] == of and row["layer"] == layer and int(row["step"]) == step
+        ]
+        if not chosen:
+            raise UsageError(
+                f"layer={layer!r}, step={step}: {run} has the layers {', '.join(layers)} and the"
+                f" steps {', '.join(dict.fromkeys(row['step'] for row in rows))}"
+            )
+        _draw_densities(axes, chosen)
+        axes.set_title(_name(run))
+        axes.set_xlabel("weight" if of == "weights" else "activation")
+        axes.legend(fontsize="small")
+    panels[0].set_ylabel("density")
+    figure.suptitle(f"Distribution of the {of} of {layer} at step {step}")
+    _save(figure, out)
+
+
+def gradients(runs: list[Path], out: Path) -> None:
+    """Norm of the gradient with respect to the predicted weights, mean and std of each epoch.
+
+    Args:
+        runs: Folders of runs with the callback GradientStats.
+        out: The PNG file.
+    """
+    figure, (axes,) = _panels(1, "Norm of the gradient with respect to the predicted weights")
+    for color, run in enumerate(runs):
+        rows = [
+            row
+            for row in _rows(run / "gradient_stats.csv", "GradientStats")
+            if row["part"] == "theta"
+        ]
+        epoch = [int(row["epoch"]) for row in rows]
+        mean, std, low = (
+            np.array([float(row[name]) for row in rows]) for name in ("mean", "std", "minimum")
+        )
+        axes.plot(epoch, mean, ".-", color=f"C{color}", label=_name(run))
+        axes.fill_between(
+            epoch, np.maximum(mean - std, low), mean + std, color=f"C{color}", alpha=0.2
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean ± standard deviation over minibatches")
+    axes.set_yscale("log")
+    axes.legend()
+    _save(figure, out)
+
+
+def _draw_densities(axes: Axes, rows: Sequence[Row]) -> None:
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    gammas = list(rows[0])[3:-3]  # between the layer and the network
+    for row in rows:
+        label = ", ".join(f"{name} = {float(row[name]):.3g}" for name in gammas if row[name])
+        curves[label or "ordinary network"].append((float(row["value"]), float(row["density"])))
+    colors = iter(colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves) - 1))))
+    for label, points in curves.items():
+        ordinary = label == "ordinary network"
+        value, density = np.array(points).T
+        axes.plot(
+            value, density, "--" if ordinary else "-", color="k" if ordinary else next(colors),
+            label=label,
+        )  # fmt: skip
+    axes.set_yscale("log")
+    highest = max(density for points in curves.values() for _, density in points)
+    axes.set_ylim(1e-3 * highest, 2 * highest)
+
+
+def _panels(number: int, title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(5.5 * number + 1, 4.5), layout="constrained")
+    figure.suptitle(title)
+    panels = list(figure.subplots(1, number, squeeze=False)[0])
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
+def _gamma(rows: Sequence[Row]) -> tuple[np.ndarray]:
+    """Gamma of each row; its norm where it has several dimensions."""
+    names = list(rows[0])[4:-3]  # between the tensor and the statistics
+    values = np.array([[float(row[name]) for name in names] for row in rows])
+    return (values[:, 0] if len(names) == 1 else np.linalg.norm(values, axis=1),)
+
+
+def _gamma_label(rows: Sequence[Row]) -> str:
+    names = list(rows[0])[4:-3]
+    return f"hypernetwork input {names[0]}" if len(names) == 1 else "norm of the input"
+
+
+def _name(run: Path) -> str:
+    """What the run is called in a figure: its formulation."""
+    with (run / "config.yaml").open() as file:
+        config = yaml.safe_load(file)
+    return f"{config['model']['init_args']['formulation']}"
+
+
+def _rows(path: Path, callback: str) -> list[Row]:
+    if not path.is_file():
+        raise UsageError(f"{path} is not there: run with the callback {callback}")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _save(figure: Figure, out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"out={str(out)!r} is there already: name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    print(out)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mip_lightning.report.figures",
+        description="Draw several runs side by side.",
+    )
+    commands = parser.add_subparsers(dest="figure", required=True)
+    for function in (scale, distributions, gradients):
+        help_line = (function.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(function.__name__, help=help_line, description=help_line)
+        command.add_argument("runs", nargs="+", type=Path, help="folders that `fit` wrote")
+        command.add_argument("--out", type=Path, required=True, help="the PNG file")
+        command.set_defaults(function=function)
+        if function is distributions:
+            command.add_argument("--of", choices=["weights", "activations"], default="weights")
+            command.add_argument("--layer", help="default: the one in the middle of the network")
+            command.add_argument("--step", type=int, default=0, help="default: %(default)s")
+    options = vars(parser.parse_args())
+    del options["figure"]
+    function = options.pop("function")
+    try:
+        function(**options)
+    except UsageError as error:
+        sys.exit(f"mip_lightning.report.figures: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
