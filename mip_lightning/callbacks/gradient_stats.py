@@ -11,6 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mip_lightning.callbacks.files import (
@@ -192,6 +193,7 @@ def draw(
     for color, part in enumerate(PARTS):
         _draw_epochs(left, f"C{color}", part, [row for row in epochs if row["part"] == part])
     left.set_title("mean over each epoch's minibatches, ± standard deviation")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("epoch")
     left.set_ylabel("norm of the gradient")
     left.set_yscale("log")

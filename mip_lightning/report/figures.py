@@ -16,6 +16,7 @@ import yaml
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mip_lightning.errors import UsageError
 
@@ -37,12 +38,13 @@ def scale(runs: list[Path], out: Path) -> None:
             if row["tensor"] == "all" and row["line"] == "grid"
         ]
         last = max(int(row["step"]) for row in rows)
+        shown = ("0", str(last))
         for step, style, label in ((0, "o--", "initial"), (last, "s-", f"final (step {last})")):
             here = [row for row in rows if int(row["step"]) == step]
             axes.plot(*_gamma(here), [float(row["std"]) for row in here], style, label=label)
         axes.set_title(_name(run))
         axes.set_xlabel(_gamma_label(rows))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(float(row["std"]) for row in rows if row["step"] in shown))
         axes.legend()
     panels[0].set_ylabel(r"standard deviation of $\theta$")
     _save(figure, out)
@@ -110,6 +112,7 @@ def gradients(runs: list[Path], out: Path) -> None:
         axes.fill_between(
             epoch, np.maximum(mean - std, low), mean + std, color=f"C{color}", alpha=0.2
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean ± standard deviation over minibatches")
     axes.set_yscale("log")
