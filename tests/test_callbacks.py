@@ -192,6 +192,17 @@ def test_validation_curves_are_drawn_every_n_epochs_and_at_the_end():
     assert [image.step for image in images] == [6, 12, 15]
 
 
+def test_a_logger_that_takes_images_gets_the_figures():
+    class Images(CSVLogger):
+        def log_image(self, key, images, step=None):
+            taken.append((key, [Path(image).is_file() for image in images], step))
+
+    taken = []
+    t = trainer(callbacks=[GammaCurve()], logger=Images("out"), log_every_n_steps=1)
+    t.fit(make_task(), loader(), loader())
+    assert taken == [("val_gamma_curve", [True], 3)]
+
+
 def test_the_test_curve_holds_what_the_module_measured():
     task = make_task(test_grid_size=4)
     trainer(callbacks=[GammaCurve()], default_root_dir="out").test(task, loader(), verbose=False)

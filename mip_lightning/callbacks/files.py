@@ -41,6 +41,8 @@ def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(path.stem, figure, trainer.global_step)
+        elif hasattr(logger, "log_image"):  # as Lightning's WandbLogger has it
+            logger.log_image(path.stem, [str(path)], step=trainer.global_step)
 
 
 def symbol(name: str) -> str:
