@@ -160,7 +160,8 @@ class TrainingStability(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left of the epoch."""
         self._look(trainer)
-        pl_module.log("loss_spikes", float(self._num_spikes), batch_size=1)
+        # Every rank has counted the same; the reduction only tells Lightning so.
+        pl_module.log("loss_spikes", float(self._num_spikes), batch_size=1, sync_dist=True)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
