@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from mip_lightning.callbacks.files import (
     StepTable,
     publish_figure,
-    run_folder,
     symbol,
     writes_files,
 )
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.draws import as_arguments, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
@@ -43,7 +43,7 @@ NUM_POINTS = 200
 """Points at which a density is evaluated."""
 
 
-class Distributions(Callback):
+class Distributions(HyperCallback):
     """Kernel densities of the predicted weights and of layer activations, for a few gammas.
 
     At the start and at the end of training, of each predicted tensor of two dimensions or more and
@@ -70,17 +70,9 @@ class Distributions(Callback):
         if num_gammas < 1:
             raise UsageError(f"num_gammas={num_gammas}: give 1 or more")
         self.num_gammas = num_gammas
-        self._folder = Path()
+        super().__init__()
         self._batch: Any = None
         self._table: StepTable | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
-        if not isinstance(pl_module, HyperLightningModule):
-            raise UsageError(
-                f"Distributions on a {type(pl_module).__name__}: it needs a HyperLightningModule"
-            )
-        self._folder = run_folder(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -89,9 +81,9 @@ class Distributions(Callback):
         if self._batch is not None or not writes_files(trainer):
             return
         self._batch = batch
-        names = _module(pl_module).model.prior.names
+        names = hyper_module(pl_module).model.prior.names
         self._table = StepTable(
-            self._folder / "distributions.csv",
+            self.folder / "distributions.csv",
             ["step", "of", "layer", *names, "network", "value", "density"],
             trainer.global_step if trainer.ckpt_path else None,
         )
@@ -107,7 +99,7 @@ class Distributions(Callback):
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Path:
         assert self._table is not None
-        module = _module(pl_module)
+        module = hyper_module(pl_module)
         grid = module.model.prior.grid(self.num_gammas)
         samples = collect(module, self._batch, grid)
         densities = {panel: estimate(of_panel) for panel, of_panel in samples.items()}
@@ -260,8 +252,3 @@ def _pick(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach().flatten()
     step = math.ceil(flat.numel() / MAX_VALUES)
     return flat[::step].double().cpu().numpy()
-
-
-def _module(pl_module: LightningModule) -> HyperLightningModule:
-    assert isinstance(pl_module, HyperLightningModule)  # setup has refused any other
-    return pl_module

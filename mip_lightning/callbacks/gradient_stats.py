@@ -1,12 +1,11 @@
 """GradientStats: how large gradients are, and how much they vary (paper, Figure 3c)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.axes import Axes
@@ -17,14 +16,13 @@ from torch import Tensor
 from mip_lightning.callbacks.files import (
     StepTable,
     publish_figure,
-    run_folder,
     symbol,
     writes_files,
 )
 from mip_lightning.callbacks.gradient_norms import PARTS, GradientNorms
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.callbacks.minibatch_records import MinibatchRecords
 from mip_lightning.errors import UsageError
-from mip_lightning.module import HyperLightningModule
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -39,7 +37,7 @@ STATISTICS = (
 )
 
 
-class GradientStats(Callback):
+class GradientStats(HyperCallback):
     """Records the norm of each minibatch's gradient, and statistics over each epoch's minibatches.
 
     Gradients are taken with respect to the predicted weights theta, to theta0, and to the trunk and
@@ -66,31 +64,23 @@ class GradientStats(Callback):
         if every_n_steps < 1:
             raise UsageError(f"every_n_steps={every_n_steps}: give 1 or more")
         self.every_n_steps = every_n_steps
-        self._folder = Path()
+        super().__init__()
         self._watch: GradientNorms | None = None
         self._norms: dict[str, Tensor] = {}
         self._records = MinibatchRecords(())
         self._minibatches: StepTable | None = None
         self._epochs: StepTable | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
-        if not isinstance(pl_module, HyperLightningModule):
-            raise UsageError(
-                f"GradientStats on a {type(pl_module).__name__}: it needs a HyperLightningModule"
-            )
-        self._folder = run_folder(trainer)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the tables, or go on with those of a resumed run."""
-        gammas = _module(pl_module).model.prior.names
+        gammas = hyper_module(pl_module).model.prior.names
         columns = ["step", "epoch", "batch", "rank", *gammas, *PARTS]
         self._records = MinibatchRecords(columns)
         if writes_files(trainer):
             resumed_at = trainer.global_step if trainer.ckpt_path else None
-            self._minibatches = StepTable(self._folder / "gradient_norms.csv", columns, resumed_at)
+            self._minibatches = StepTable(self.folder / "gradient_norms.csv", columns, resumed_at)
             self._epochs = StepTable(
-                self._folder / "gradient_stats.csv",
+                self.folder / "gradient_stats.csv",
                 ["step", "epoch", "part", *STATISTICS],
                 resumed_at,
             )
@@ -100,7 +90,7 @@ class GradientStats(Callback):
     ) -> None:
         """Watch this minibatch's backward pass, if it is one to record."""
         if batch_idx % self.every_n_steps == 0:
-            self._watch = GradientNorms(_module(pl_module).model).__enter__()
+            self._watch = GradientNorms(hyper_module(pl_module).model).__enter__()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the norms, on the device."""
@@ -122,7 +112,7 @@ class GradientStats(Callback):
         """Log the norms and keep them for the epoch."""
         if not self._norms:
             return
-        gamma = _module(pl_module).latest_gamma
+        gamma = hyper_module(pl_module).latest_gamma
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
         self._records.add([*place, *gamma.mean(dim=0).unbind(), *self._norms.values()])
         for name, norm in self._norms.items():
@@ -157,7 +147,7 @@ class GradientStats(Callback):
         """Draw the figure and say where it is."""
         if self._epochs is None or self._minibatches is None or not self._epochs.rows:
             return
-        model = _module(pl_module).model
+        model = hyper_module(pl_module).model
         figure = draw(self._epochs.rows, self._minibatches.rows, model.prior.names)
         figure.suptitle(
             f"Gradients of {type(model.primary).__name__}, formulation: {model.formulation}"
@@ -234,8 +224,3 @@ def _loss_scale(trainer: Trainer, device: torch.device) -> Tensor:
     if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
         scale = plugin.scaler.scale(scale)  # unlike get_scale, it does not wait for the device
     return scale / trainer.accumulate_grad_batches
-
-
-def _module(pl_module: LightningModule) -> HyperLightningModule:
-    assert isinstance(pl_module, HyperLightningModule)  # setup has refused any other
-    return pl_module

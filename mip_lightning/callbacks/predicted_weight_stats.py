@@ -2,12 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -18,10 +17,10 @@ from mip_lightning.callbacks.files import (
     StepTable,
     Value,
     publish_figure,
-    run_folder,
     symbol,
     writes_files,
 )
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.callbacks.weight_statistics import (
     ALL,
     WeightStatistics,
@@ -30,8 +29,6 @@ from mip_lightning.callbacks.weight_statistics import (
     weight_statistics,
 )
 from mip_lightning.errors import UsageError
-from mip_lightning.hypermodel import HyperModel
-from mip_lightning.module import HyperLightningModule
 
 GRID = "grid"
 """The prior's grid, among the lines of gamma along which weights are recorded."""
@@ -43,7 +40,7 @@ Stds: TypeAlias = dict[str, list[float]]
 """For each tensor, or each line of gamma, its std at each gamma."""
 
 
-class PredictedWeightStats(Callback):
+class PredictedWeightStats(HyperCallback):
     """Records std, mean and norm of theta against gamma, in all and for each predicted tensor.
 
     At the start, every N epochs or steps, and at the end of training; over the prior's grid, and
@@ -79,30 +76,21 @@ class PredictedWeightStats(Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.grid_size = grid_size
-        self._folder = Path()
+        super().__init__()
         self._lines: dict[str, Tensor] = {}
         self._table: StepTable | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
-        if not isinstance(pl_module, HyperLightningModule):
-            raise UsageError(
-                f"PredictedWeightStats on a {type(pl_module).__name__}: it needs a"
-                " HyperLightningModule"
-            )
-        self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record before training, or go on where a resumed run stopped."""
         if not writes_files(trainer):
             return
-        prior = _model(pl_module).prior
+        prior = hyper_module(pl_module).model.prior
         self._lines = {GRID: prior.grid(self.grid_size)}
         if prior.dim > 1:
             for dimension, name in enumerate(prior.names):
                 self._lines[name] = along_axis(prior, dimension, self.grid_size)
         self._table = StepTable(
-            self._folder / "predicted_weight_stats.csv",
+            self.folder / "predicted_weight_stats.csv",
             ["step", "epoch", "line", "tensor", *prior.names, *WeightStatistics._fields],
             trainer.global_step if trainer.ckpt_path else None,
         )
@@ -140,7 +128,7 @@ class PredictedWeightStats(Callback):
         """Add what is not there yet of this step."""
         if self._table is None:
             return
-        model, step = _model(pl_module), trainer.global_step
+        model, step = hyper_module(pl_module).model, trainer.global_step
         there = {row["line"] for row in self._table.rows if int(row["step"]) == step}
         for line in lines:
             if line in there:
@@ -167,7 +155,7 @@ class PredictedWeightStats(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._table is not None
-        model = _model(pl_module)
+        model = hyper_module(pl_module).model
         figure = draw(self._table.rows, self._lines, model.prior.names)
         figure.suptitle(
             f"Scale of the predicted weights of {type(model.primary).__name__},"
@@ -267,8 +255,3 @@ def _prepare(axes: Axes, names: Sequence[str], grid: Float[Tensor, "n D"]) -> tu
     axes.grid(alpha=0.3)
     x = grid[:, 0] if one else grid.norm(dim=1)
     return x, x.argsort()
-
-
-def _model(pl_module: LightningModule) -> HyperModel:
-    assert isinstance(pl_module, HyperLightningModule)  # setup has refused any other
-    return pl_module.model

@@ -2,21 +2,20 @@
 
 import math
 from collections import deque
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mip_lightning.callbacks.files import StepTable, run_folder, writes_files
+from mip_lightning.callbacks.files import StepTable, writes_files
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.callbacks.minibatch_records import MinibatchRecords
 from mip_lightning.errors import UsageError
-from mip_lightning.module import HyperLightningModule
 
 OnNonFinite: TypeAlias = Literal["stop", "skip"]
 
@@ -34,7 +33,7 @@ class NonFiniteError(UsageError):
     """The loss or a gradient is not a finite number: training cannot go on as it is set up."""
 
 
-class TrainingStability(Callback):
+class TrainingStability(HyperCallback):
     """Finds loss spikes, and stops at what is not finite, or skips such steps.
 
     A spike is a loss that lies more than ``threshold`` standard deviations above the running
@@ -87,7 +86,7 @@ class TrainingStability(Callback):
         self.threshold = threshold
         self.every_n_steps = every_n_steps
         self.on_non_finite = on_non_finite
-        self._folder = Path()
+        super().__init__()
         self._history: deque[float] = deque(maxlen=window)
         self._records = MinibatchRecords(())
         self._since_look = 0
@@ -96,18 +95,9 @@ class TrainingStability(Callback):
         self._watched: list[nn.Parameter] = []
         self._table: StepTable | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
-        if not isinstance(pl_module, HyperLightningModule):
-            raise UsageError(
-                f"TrainingStability on a {type(pl_module).__name__}: it needs a"
-                " HyperLightningModule"
-            )
-        self._folder = run_folder(trainer)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the table, or go on with that of a resumed run."""
-        model = _module(pl_module).model
+        model = hyper_module(pl_module).model
         columns = [*PLACE, *model.prior.names, "loss", "gradient"]
         self._records = MinibatchRecords(columns)
         head = set(model.hypernetwork.head.parameters())
@@ -117,7 +107,7 @@ class TrainingStability(Callback):
         self._watched = beside if has_theta0 else trained
         if writes_files(trainer):
             self._table = StepTable(
-                self._folder / "training_stability.csv",
+                self.folder / "training_stability.csv",
                 [*PLACE, *model.prior.names, "loss", "running_median", "event"],
                 trainer.global_step if trainer.ckpt_path else None,
             )
@@ -133,7 +123,7 @@ class TrainingStability(Callback):
         gradients = [p.grad for p in self._watched if p.grad is not None]
         self._gradient = nn.utils.get_total_norm(gradients) if gradients else 0.0
         if self.on_non_finite == "skip":
-            loss = _module(pl_module).latest_loss
+            loss = hyper_module(pl_module).latest_loss
             finite = math.isfinite(self._gradient) and math.isfinite(loss)
             if not trainer.strategy.reduce_boolean_decision(finite, all=True):
                 for parameter in pl_module.parameters():
@@ -148,7 +138,7 @@ class TrainingStability(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the loss, and look at those kept every N steps."""
-        module = _module(pl_module)
+        module = hyper_module(pl_module)
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
         gamma = module.latest_gamma.mean(dim=0).unbind()
         self._records.add([*place, *gamma, module.latest_loss, self._gradient])
@@ -226,8 +216,3 @@ def _explain(trainer: Trainer, event: dict[str, Any], columns: tuple[str, ...]) 
         f" rank {event['rank']}, {gamma}): {way_out} with a lower learning rate, or leave"
         " out such steps by on_non_finite='skip'"
     )
-
-
-def _module(pl_module: LightningModule) -> HyperLightningModule:
-    assert isinstance(pl_module, HyperLightningModule)  # setup has refused any other
-    return pl_module
