@@ -258,7 +258,7 @@ class HyperModel(nn.Module):
         gamma = self.prior.check(gamma)
         if len(gamma) != 1:
             raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
-        network = copy.deepcopy(self.primary)
+        network = _copied(self.primary)
         theta = self.theta(gamma[0])
         parameters = dict(network.named_parameters())
         for name, value in theta.items():
@@ -272,7 +272,7 @@ class HyperModel(nn.Module):
         Returns:
             A copy that shares nothing with this model; what is not predicted is as it is now.
         """
-        network = copy.deepcopy(self.primary)
+        network = _copied(self.primary)
         parameters = dict(network.named_parameters())
         for name, value in self._given.items():
             parameters[name].copy_(value)
@@ -317,6 +317,16 @@ class HyperModel(nn.Module):
                     " in training: its statistics would be those of single samples; draw fewer"
                     " gammas a batch, or use GroupNorm or LayerNorm"
                 )
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise UsageError(
+            f"primary: {type(network).__name__} cannot be copied, for it keeps a computed tensor,"
+            " as the old torch.nn.utils.weight_norm does: use torch.nn.utils.parametrizations"
+        ) from error
 
 
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

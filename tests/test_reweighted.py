@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from mip_lightning import HyperModel, HypernetworkConfig, Uniform
+from mip_lightning import HyperModel, HypernetworkConfig, Uniform, UsageError
 from mip_lightning.networks import LeNet
 from mip_lightning.reweighted import Reweighted
 
@@ -187,3 +188,51 @@ def test_an_lstm_and_its_gradient_see_the_predicted_weights():
     assert model.hypernetwork.head.weight.grad.abs().sum() > 0
     plain, _ = model.materialize(0.2)(x)
     torch.testing.assert_close(output, plain)
+
+
+class Shared(nn.Module):
+    """Calls one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.Linear(3, 3)
+        self.first = layer
+        self.both = nn.Sequential(layer, nn.ReLU(), layer)
+
+    def forward(self, x):
+        return self.both(self.first(x))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
+        nn.Sequential(parametrizations.orthogonal(nn.Linear(3, 3))),
+        Shared(),
+        torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))),
+    ],
+    ids=["weight_norm", "orthogonal", "shared", "fx"],
+)
+def test_an_odd_network_computes_what_it_is_materialized_to(network):
+    model, x = make(network).eval(), torch.rand(2, 3)
+    torch.testing.assert_close(model(x, 0.7), model.materialize(0.7)(x))
+    assert not torch.allclose(model(x, 0.7), model(x, 0.1))
+
+
+def test_a_primary_may_be_changed_after_it_was_called():
+    model, x = make(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))), torch.rand(2, 3)
+    model(x, 0.3)
+    model.primary[2] = nn.Linear(3, 2)
+    torch.testing.assert_close(model(x, 0.3), model.materialize(0.3)(x))
+    model.load_state_dict({n: v + 0.1 for n, v in model.state_dict().items()}, assign=True)
+    torch.testing.assert_close(model(x, 0.3), model.materialize(0.3)(x))
+    model.double()
+    torch.testing.assert_close(model(x.double(), 0.3), model.materialize(0.3)(x.double()))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")  # it is what cannot be copied
+def test_a_primary_that_pytorch_cannot_copy_is_called_but_not_materialized():
+    model, x = make(nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)))), torch.rand(2, 3)
+    assert not torch.allclose(model(x, 0.7), model(x, 0.1))
+    with pytest.raises(UsageError, match=r"cannot be copied.*parametrizations"):
+        model.materialize(0.7)
