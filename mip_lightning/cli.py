@@ -1,4 +1,4 @@
-"""The command line: ``mip-lightning fit | validate | test | predict | export``, by LightningCLI."""
+"""The command line: ``mip-lightning fit | validate | test | predict | ...``, by LightningCLI."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from mip_lightning.callbacks import (
     GammaCurve,
     HyperModelSummary,
+    NiftiWriter,
     PredictionWriter,
     RunProgressBar,
 )
@@ -42,7 +43,7 @@ from mip_lightning.run_directory import (
 from mip_lightning.trainer import HyperTrainer
 
 BEST = "best"
-NEEDS_CHECKPOINT = ("validate", "test", "predict", "export")
+NEEDS_CHECKPOINT = ("validate", "test", "predict", "export", "select-gamma")
 
 EXPECTED_WARNINGS = (
     # The module's own Adam is there to be replaced by the optimizer that is named.
@@ -90,8 +91,9 @@ class MipLightningCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and ``export``."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+        """Lightning's, ``export`` and ``select-gamma``."""
+        ours = {name: {"model", "datamodule"} for name in ("export", "select-gamma")}
+        return {**LightningCLI.subcommands(), **ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and what every run has: checkpoints, curves, predictions."""
@@ -208,7 +210,8 @@ class MipLightningCLI(LightningCLI):
         if self.subcommand == "fit" and wanted and not trial and lacks(ModelCheckpoint):
             callbacks.append(options["checkpoint"])
         if self.subcommand == "predict":
-            callbacks.append(options["predictions"])
+            volumes = options["model"].predicts_volumes
+            callbacks.append(NiftiWriter() if volumes else options["predictions"])
         return callbacks
 
 

@@ -16,12 +16,28 @@ class StepOutput(NamedTuple):
     Attributes:
         loss: Mean over the batch.
         prediction: First argument of each metric's ``update``, detached.
-        target: Second argument of each metric's ``update``.
+        target: Second argument of each metric's ``update``: a tensor, or whatever they take.
     """
 
     loss: Float[Tensor, ""]
     prediction: Tensor | None = None
-    target: Tensor | None = None
+    target: Any = None
+
+
+class Volume(NamedTuple):
+    """An image that ``predict_step`` makes, for ``NiftiWriter``.
+
+    Attributes:
+        name: Path of its file, without suffix, in the folder of the predictions.
+        values: Shape ``(*S)`` of 2 or 3 dimensions; of vectors, ``(*S, C)``.
+        affine: From voxels to millimetres, shape ``(4, 4)``.
+        is_vector: Whether each voxel holds a vector.
+    """
+
+    name: str
+    values: Tensor
+    affine: Float[Tensor, "4 4"]
+    is_vector: bool = False
 
 
 class DrawnGamma:

@@ -1,7 +1,7 @@
 """HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -22,6 +23,7 @@ from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
 from mip_lightning.parts import PartOptions, check_options, check_parts, parameter_groups
 from mip_lightning.priors import Gamma, Joint, Prior
+from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.sweep import Curve, GammaSweep
 from mip_lightning.theta import ThetaConfig
 
@@ -68,6 +70,9 @@ class HyperLightningModule(LightningModule, ABC):
     mode: ClassVar[Literal["min", "max"]] = "min"
     """Whether a small or a large ``monitor`` is good."""
 
+    predicts_volumes: ClassVar[bool] = False
+    """Whether ``predict_step`` gives a list of ``Volume``, which go to NIfTI files."""
+
     def __init__(
         self,
         primary: nn.Module,
@@ -106,6 +111,9 @@ class HyperLightningModule(LightningModule, ABC):
         )
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
+        self.label_names: Mapping[int, str] = {}
+        self.references: dict[str, tuple[str, float]] = {}
+        self.requested: RequestedGamma | None = None
         self._drawn: DrawnGamma | None = None
         self._latest: tuple[StepOutput, Tensor] | None = None
 
@@ -192,6 +200,11 @@ class HyperLightningModule(LightningModule, ABC):
             raise UsageError("latest_loss: there was no training batch yet")
         return self._latest[0].loss
 
+    @property
+    def monitored_metric(self) -> str:
+        """Name of the metric of which ``monitor`` is the mean over gamma or the best."""
+        return self.monitor.removeprefix("val_").removesuffix("_best")
+
     def progress(self) -> dict[str, float]:
         """Loss, gamma and the monitored metric of the latest training batch, on this rank.
 
@@ -202,7 +215,7 @@ class HyperLightningModule(LightningModule, ABC):
         output, gamma = self._latest
         report = {name: float(value) for name, value in self._gamma_by_name(gamma).items()}
         report["train_loss"] = float(output.loss)
-        name = self.monitor.removeprefix("val_").removesuffix("_best")
+        name = self.monitored_metric
         metric = self.configure_metrics().get(name)
         if metric is not None and output.prediction is not None:
             metric = metric.to(self.device)
@@ -210,6 +223,40 @@ class HyperLightningModule(LightningModule, ABC):
             metric.update(output.prediction, output.target)
             report[f"train_{name}"] = float(metric.compute())
         return report
+
+    def draw_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
+        """Figures of a batch at some gamma, by name; none unless overridden.
+
+        Args:
+            batch: What the data loader gives, on this module's device.
+            gammas: Values of gamma from the prior's grid.
+        """
+        return {}
+
+    def sample_names(self, batch: Any) -> Sequence[str]:
+        """The name of each sample of a batch, by which gamma is chosen and files are named.
+
+        Raises:
+            UsageError: If the task, or its data, gives them no names.
+        """
+        raise UsageError(f"{type(self).__name__}: the samples of this batch have no names")
+
+    def requested_gamma(self, name: str) -> Float[Tensor, "K D"]:
+        """The gamma at which ``predict`` was asked to predict a sample.
+
+        Args:
+            name: Name of the sample.
+
+        Raises:
+            UsageError: If none was asked for.
+        """
+        if self.requested is None:
+            raise UsageError(f"{type(self).__name__} predicts at a gamma: give predict --gamma 0.3")
+        return self.requested.of_sample(name)
+
+    def setup(self, stage: str) -> None:
+        """Learn the names of labels from the data, where it has them."""
+        self.label_names = getattr(self.trainer.datamodule, "label_names", {})  # type: ignore[attr-defined]
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Override it to make predictions; until then a task has none.

@@ -1,6 +1,9 @@
 """Sweep of evaluation over a grid of gamma: each metric at each gamma, in the mean, at its best."""
 
-from collections.abc import Mapping
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,10 +20,12 @@ class Curve(NamedTuple):
     Attributes:
         values: The metric at each of n values of gamma.
         higher_is_better: Which end is the better one; ``None`` where there is none.
+        by_label: The same for each label of a ``LabelledMetric``; NaN where a label is missing.
     """
 
     values: Float[Tensor, " n"]
     higher_is_better: bool | None
+    by_label: Mapping[int, Float[Tensor, " n"]] = MappingProxyType({})
 
     @property
     def mean(self) -> Float[Tensor, ""]:
@@ -30,10 +35,31 @@ class Curve(NamedTuple):
     @property
     def best(self) -> int | None:
         """Index of the best gamma; ``None`` where the metric has no better end."""
+        return self._best(self.values)
+
+    @property
+    def best_by_label(self) -> dict[int, int]:
+        """Index of the best gamma for each label."""
+        best = {label: self._best(values) for label, values in self.by_label.items()}
+        return {label: index for label, index in best.items() if index is not None}
+
+    def _best(self, values: Float[Tensor, " n"]) -> int | None:
         if self.higher_is_better is None:
             return None
-        index = self.values.argmax() if self.higher_is_better else self.values.argmin()
-        return int(index)
+        if self.higher_is_better:
+            return int(values.nan_to_num(nan=-math.inf).argmax())
+        return int(values.nan_to_num(nan=math.inf).argmin())
+
+
+class LabelledMetric(Metric):
+    """A metric that is known for each label too, as the Dice of each structure."""
+
+    @abstractmethod
+    def compute_by_label(self) -> Mapping[int, Float[Tensor, ""]]:
+        """The metric of each label that was seen, over what ``compute`` is computed of.
+
+        Called where the states are those of all ranks.
+        """
 
 
 class GammaSweep(nn.Module):
@@ -93,7 +119,21 @@ class GammaSweep(nn.Module):
         for name, copies in self._metrics.items():
             values = torch.stack([metric.compute().float() for metric in copies])
             better = False if name == "loss" else copies[0].higher_is_better
-            curves[name] = Curve(values, better)
+            curves[name] = Curve(values, better, _by_label(copies))
             for metric in copies:
                 metric.reset()
         return curves
+
+
+def _by_label(metrics: Sequence[Metric]) -> dict[int, Float[Tensor, " n"]]:
+    """Each label's values over gamma."""
+    rows: list[Mapping[int, Tensor]] = []
+    for metric in metrics:
+        if isinstance(metric, LabelledMetric):
+            with metric.sync_context(should_sync=metric.sync_on_compute):
+                rows.append(metric.compute_by_label())
+    labels = sorted({label for row in rows for label in row})
+    return {
+        label: torch.stack([row.get(label, torch.tensor(torch.nan)).cpu() for row in rows])
+        for label in labels
+    }

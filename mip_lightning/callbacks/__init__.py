@@ -1,9 +1,11 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
 from mip_lightning.callbacks.distributions import Distributions
+from mip_lightning.callbacks.example_figures import ExampleFigures
 from mip_lightning.callbacks.gamma_curve import GammaCurve
 from mip_lightning.callbacks.gradient_stats import GradientStats
 from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
+from mip_lightning.callbacks.nifti_writer import NiftiWriter
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
 from mip_lightning.callbacks.run_progress_bar import RunProgressBar
@@ -11,9 +13,11 @@ from mip_lightning.callbacks.training_stability import NonFiniteError, TrainingS
 
 __all__ = [
     "Distributions",
+    "ExampleFigures",
     "GammaCurve",
     "GradientStats",
     "HyperModelSummary",
+    "NiftiWriter",
     "NonFiniteError",
     "PredictedWeightStats",
     "PredictionWriter",

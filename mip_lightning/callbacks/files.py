@@ -32,17 +32,25 @@ def writes_files(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
-def publish_figure(trainer: Trainer, figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, and to each logger that takes figures."""
+def publish_figure(trainer: Trainer, figure: Figure, path: Path, tag: str | None = None) -> None:
+    """Write a figure as PNG, and to each logger that takes figures.
+
+    Args:
+        trainer: The trainer, which knows the loggers and the step.
+        figure: The figure.
+        path: The PNG file.
+        tag: Name in the loggers; by default that of the file.
+    """
+    tag = path.stem if tag is None else tag
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished.png")
     figure.savefig(unfinished, dpi=150)
     unfinished.replace(path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(path.stem, figure, trainer.global_step)
+            logger.experiment.add_figure(tag, figure, trainer.global_step)
         elif hasattr(logger, "log_image"):  # as Lightning's WandbLogger has it
-            logger.log_image(path.stem, [str(path)], step=trainer.global_step)
+            logger.log_image(tag, [str(path)], step=trainer.global_step)
 
 
 def symbol(name: str) -> str:

@@ -1,6 +1,7 @@
 """The paper's primary networks: ordinary modules that know nothing of hypernetworks."""
 
+from mip_lightning.networks.constant_width_unet import ConstantWidthUNet
 from mip_lightning.networks.lenet import LeNet
 from mip_lightning.networks.multilayer_perceptron import MultilayerPerceptron
 
-__all__ = ["LeNet", "MultilayerPerceptron"]
+__all__ = ["ConstantWidthUNet", "LeNet", "MultilayerPerceptron"]

@@ -145,7 +145,7 @@ class BayesianClassification(HyperLightningModule):
     def predict_step(
         self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
     ) -> dict[str, Tensor]:
-        """Predict by the average over draws.
+        """Predict by the average over draws, or over the gamma that was asked for.
 
         Args:
             batch: Images, alone or with labels, which are not used.
@@ -167,5 +167,6 @@ class BayesianClassification(HyperLightningModule):
 
     def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
         """Log-probabilities at each of M draws."""
-        logits = [self.model.run_at(gamma, images) for gamma in self.ensemble_gamma]
+        gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
+        logits = [self.model.run_at(gamma, images) for gamma in gammas.to(self.device)]
         return torch.stack(logits).log_softmax(dim=-1)

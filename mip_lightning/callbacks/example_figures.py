@@ -1,0 +1,73 @@
+"""ExampleFigures: what the network makes of one batch, at several gamma, as training goes on."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from mip_lightning.callbacks.files import publish_figure, writes_files
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
+from mip_lightning.errors import UsageError
+
+
+class ExampleFigures(HyperCallback):
+    """Draws the first validation batch every N epochs, and the first test batch.
+
+    What is drawn is the task's (``draw_examples``). The figures ``val_<name>_<step>.png`` and
+    ``test_<name>.png`` are in the run's folder, and go to TensorBoard.
+
+    Args:
+        every_n_epochs: Draw at each N-th epoch with a validation, and at the last one.
+        num_gammas: Number of gamma, from the prior's grid.
+
+    Raises:
+        UsageError: If a value is below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, num_gammas: int = 5) -> None:
+        super().__init__()
+        for name, value in (("every_n_epochs", every_n_epochs), ("num_gammas", num_gammas)):
+            if value < 1:
+                raise UsageError(f"{name}={value}: give 1 or more")
+        self.every_n_epochs = every_n_epochs
+        self.num_gammas = num_gammas
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        epoch = trainer.current_epoch + 1
+        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        if batch_idx == 0 and due and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, batch, "val", f"_{trainer.global_step}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        if batch_idx == 0:
+            self._draw(trainer, pl_module, batch, "test", "")
+
+    def _draw(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: str, suffix: str
+    ) -> None:
+        if not writes_files(trainer):
+            return
+        module = hyper_module(pl_module)
+        with torch.no_grad():
+            figures = module.draw_examples(batch, module.model.prior.grid(self.num_gammas))
+        for name, figure in figures.items():
+            tag = f"{stage}_{name}"
+            publish_figure(trainer, figure, self.folder / f"{tag}{suffix}.png", tag)

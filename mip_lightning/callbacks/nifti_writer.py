@@ -1,0 +1,70 @@
+"""NiftiWriter: the volumes that ``predict`` makes, a NIfTI file each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+from mip_lightning.callbacks.files import run_folder
+from mip_lightning.minibatch import Volume
+
+
+class NiftiWriter(BasePredictionWriter):
+    """Writes each ``Volume`` of a batch as ``<name>.nii.gz``, as soon as it is there.
+
+    The files lie in the run's folder. Images of two dimensions get a third of one voxel. Vectors
+    stand along the fifth dimension, with NIfTI's intent for vectors. Every rank writes its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._folder = Path()
+        self._count = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, on all ranks."""
+        super().setup(trainer, pl_module, stage)
+        self._folder = Path(trainer.strategy.broadcast(run_folder(trainer)))
+        self._count = 0
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Sequence[Volume],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the volumes of a batch."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it from elsewhere
+            return
+        for volume in prediction:
+            path = self._folder / f"{volume.name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"unfinished_{path.name}")
+            nibabel.save(nifti(volume), unfinished)
+            unfinished.replace(path)
+            self._count += 1
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where they are."""
+        rank_zero_info(f"{self._count} volumes: {self._folder}")
+
+
+def nifti(volume: Volume) -> nibabel.Nifti1Image:
+    """A volume as NIfTI has it."""
+    values = volume.values.numpy()
+    axes = values.ndim - volume.is_vector
+    shape = [*values.shape[:axes], *[1] * (3 - axes)]
+    if volume.is_vector:
+        shape += [1, values.shape[-1]]
+    image = nibabel.Nifti1Image(values.reshape(shape), volume.affine.double().numpy())
+    if volume.is_vector:
+        image.header.set_intent("vector")
+    return image

@@ -1,0 +1,91 @@
+"""Decathlon: volumes of the Medical Segmentation Decathlon, read from a folder or downloaded."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from monai.apps import DecathlonDataset, download_and_extract
+
+from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
+from mip_lightning.errors import UsageError
+
+
+class Decathlon(SubjectSource):
+    """The labelled volumes of one task, each of another person, with intensities in [0, 1].
+
+    ``data_dir/<task>/dataset.json`` lists them. A folder that is there is only read. Where it
+    is missing or empty, MONAI downloads the task to it.
+
+    Source: Antonelli et al., "The Medical Segmentation Decathlon", 2022.
+
+    Args:
+        data_dir: Folder that holds, or will hold, the folder of the task.
+        task: Name of the task.
+        num_subjects: Read only the first so many volumes; by default all.
+
+    Raises:
+        UsageError: If there is no such task, or ``num_subjects`` is below 1.
+    """
+
+    def __init__(
+        self, data_dir: str, task: str = "Task04_Hippocampus", num_subjects: int | None = None
+    ) -> None:
+        if task not in DecathlonDataset.resource:
+            raise UsageError(
+                f"task={task!r}: choose one of {', '.join(sorted(DecathlonDataset.resource))}"
+            )
+        if num_subjects is not None and num_subjects < 1:
+            raise UsageError(f"num_subjects={num_subjects}: give 1 or more")
+        self.data_dir = Path(data_dir).expanduser()
+        self.task = task
+        self.num_subjects = num_subjects
+
+    def prepare(self) -> None:
+        """Download where nothing is there."""
+        if self.data_dir.exists() and any(self.data_dir.iterdir()):
+            return
+        try:
+            download_and_extract(
+                url=DecathlonDataset.resource[self.task],
+                filepath=self.data_dir / f"{self.task}.tar",
+                output_dir=self.data_dir,
+                hash_val=DecathlonDataset.md5[self.task],
+            )
+        except (OSError, RuntimeError) as error:
+            raise UsageError(
+                f"data_dir={str(self.data_dir)!r}: {self.task} could not be downloaded ({error});"
+                " name a folder that holds it"
+            ) from error
+
+    def load(self) -> Subjects:
+        """Read the volumes."""
+        folder = self.data_dir / self.task
+        listing = self._listing(folder / "dataset.json")
+        subjects = []
+        for entry in listing["training"][: self.num_subjects]:
+            name = Path(entry["image"]).name.removesuffix(".gz").removesuffix(".nii")
+            subject = read_subject(folder / entry["image"], folder / entry["label"], name, name)
+            subjects.append(_scaled(subject))
+        names = {int(label): str(name) for label, name in listing["labels"].items()}
+        names.pop(0, None)
+        return Subjects(subjects, names)
+
+    def _listing(self, path: Path) -> dict[str, Any]:
+        try:
+            listing: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UsageError(
+                f"data_dir={str(self.data_dir)!r}: {path} cannot be read ({error}); name the folder"
+                f" that holds {self.task}, or an empty or new one to download it to"
+            ) from error
+        for key in ("training", "labels"):
+            if key not in listing:
+                raise UsageError(f"{path} lacks {key!r}, which the Decathlon's lists have")
+        return listing
+
+
+def _scaled(subject: Subject) -> Subject:
+    """Intensities brought to [0, 1] by the least and the largest of the volume."""
+    low, high = subject.image.min(), subject.image.max()
+    return dataclasses.replace(subject, image=(subject.image - low) / (high - low).clamp(min=1e-6))

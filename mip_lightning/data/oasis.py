@@ -1,0 +1,63 @@
+"""OASIS2D: brain slices in the layout of the neurite-OASIS 2D data set."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from mip_lightning.data.subjects import Subjects, SubjectSource, read_subject
+from mip_lightning.errors import UsageError
+
+FOLDER = re.compile(r"OASIS_OAS1_(?P<person>\d+)_MR\d+_?(?P<position>.*)")
+
+
+class OASIS2D(SubjectSource):
+    """A folder for each scan, ``OASIS_OAS1_<person>_MR<scan>``, with an image and its labels.
+
+    ``slice_norm.nii.gz`` is the image, ``slice_seg24.nii.gz`` or ``slice_seg4.nii.gz`` the labels.
+    What follows the scan's number, as in ``OASIS_OAS1_0285_MR1_c109``, names the position of the
+    slice. Names of labels are read from ``seg24_labels.txt`` or ``seg4_labels.txt`` (a number and a
+    name in each line), where it is there.
+
+    Source: https://github.com/adalca/medical-datasets (neurite-OASIS, 414 scans).
+
+    Args:
+        data_dir: The folder of these folders.
+        labels: ``seg24`` or ``seg4``.
+    """
+
+    def __init__(self, data_dir: str, labels: Literal["seg24", "seg4"] = "seg24") -> None:
+        self.data_dir = Path(data_dir).expanduser()
+        self.labels = labels
+
+    def load(self) -> Subjects:
+        """Read all scans."""
+        scans = [
+            (folder, match)
+            for folder in sorted(self.data_dir.glob("*/"))
+            if (match := FOLDER.fullmatch(folder.name))
+        ]
+        if not scans:
+            raise UsageError(
+                f"data_dir={str(self.data_dir)!r} holds no folder OASIS_OAS1_*_MR*: name the folder"
+                " of the neurite-OASIS 2D data set"
+            )
+        subjects = [
+            read_subject(
+                folder / "slice_norm.nii.gz",
+                folder / f"slice_{self.labels}.nii.gz",
+                folder.name,
+                match["person"],
+                match["position"],
+            )
+            for folder, match in scans
+        ]
+        return Subjects(subjects, self._label_names())
+
+    def _label_names(self) -> dict[int, str]:
+        path = self.data_dir / f"{self.labels}_labels.txt"
+        if not path.is_file():
+            return {}
+        lines = (line.split() for line in path.read_text().splitlines())
+        names = {int(words[0]): words[1] for words in lines if words and words[0].isdigit()}
+        names.pop(0, None)
+        return names

@@ -1,0 +1,163 @@
+"""Images with labels, a subject each: what sources give, how they are checked and split."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mip_lightning.errors import UsageError
+
+MAX_LABEL = 255
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One image with its labels.
+
+    Attributes:
+        name: Its name, of which files are named.
+        person: Whose image it is: a person's images stay in one part of a split.
+        position: Where a slice was taken: only images of one position are paired.
+        image: Intensities, about [0, 1], shape ``(1, *S)``.
+        labels: A label for each voxel, 0 the background, shape ``(1, *S)``.
+        affine: From voxels to millimetres, shape ``(4, 4)``.
+    """
+
+    name: str
+    person: str
+    position: str
+    image: Float[Tensor, "1 *S"]
+    labels: UInt8[Tensor, "1 *S"]
+    affine: Float[Tensor, "4 4"]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """All images of a source.
+
+    Attributes:
+        subjects: The images.
+        label_names: Name of each label but the background.
+    """
+
+    subjects: Sequence[Subject]
+    label_names: Mapping[int, str]
+
+
+class SubjectSource(ABC):
+    """Where subjects come from."""
+
+    def prepare(self) -> None:
+        """Download what is missing, on one process of each node; nothing unless overridden."""
+        return
+
+    @abstractmethod
+    def load(self) -> Subjects:
+        """All subjects, in memory.
+
+        Raises:
+            UsageError: If they cannot be had.
+        """
+
+
+def read_subject(
+    image_path: Path, labels_path: Path, name: str, person: str, position: str = ""
+) -> Subject:
+    """Read an image and its labels from NIfTI files; axes of one voxel at the end are dropped.
+
+    Raises:
+        UsageError: If a file is missing or cannot be read, the image is not 2D or 3D or has voxels
+            that are no numbers, or the labels have another shape or are no whole numbers in
+            [0, 255].
+    """
+    image, affine = _read(image_path)
+    labels, _ = _read(labels_path)
+    if image.ndim not in (2, 3):
+        raise UsageError(f"{image_path} has shape {image.shape}: an image has 2 or 3 dimensions")
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise UsageError(f"{image_path} has {count} voxel(s) that are NaN or infinite: mend it")
+    if labels.shape != image.shape:
+        raise UsageError(
+            f"{labels_path} has shape {labels.shape}, its image {image_path.name} {image.shape}:"
+            " they must agree"
+        )
+    wrong = (labels < 0) | (labels > MAX_LABEL) | (labels != np.round(labels))
+    if wrong.any():
+        raise UsageError(
+            f"{labels_path} holds the value {labels[wrong][0]:g}: labels are whole numbers from 0"
+            f" to {MAX_LABEL}"
+        )
+    return Subject(
+        name,
+        person,
+        position,
+        torch.from_numpy(image.astype(np.float32)).unsqueeze(0),
+        torch.from_numpy(labels.astype(np.uint8)).unsqueeze(0),
+        torch.from_numpy(np.asarray(affine, dtype=np.float32)),
+    )
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        file = nibabel.load(path)
+        assert isinstance(file, nibabel.spatialimages.SpatialImage)
+        values = np.asarray(file.dataobj, dtype=np.float64)
+    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+        raise UsageError(f"{path} cannot be read as an image ({error})") from error
+    while values.ndim > 2 and values.shape[-1] == 1:
+        values = values[..., 0]
+    assert file.affine is not None
+    return values, file.affine
+
+
+def check_alike(subjects: Sequence[Subject], where: str) -> None:
+    """Refuse 2D and 3D images in one data set.
+
+    Args:
+        subjects: The images.
+        where: Where they come from, for the message.
+
+    Raises:
+        UsageError: If there is none, or some have another number of dimensions.
+    """
+    if not subjects:
+        raise UsageError(f"{where} holds no subject")
+    first = subjects[0]
+    for subject in subjects:
+        if subject.image.ndim != first.image.ndim:
+            raise UsageError(
+                f"{where} mixes 2D and 3D: {first.name} has shape {tuple(first.image.shape[1:])},"
+                f" {subject.name} {tuple(subject.image.shape[1:])}"
+            )
+
+
+def split_by_person(
+    subjects: Sequence[Subject], train_fraction: float, validation_fraction: float, seed: int
+) -> dict[str, list[Subject]]:
+    """Split subjects so that all images of a person fall in one part.
+
+    Args:
+        subjects: The images.
+        train_fraction: Share of people for training.
+        validation_fraction: Share of people for validation; the rest is for test.
+        seed: Seed of the split.
+
+    Returns:
+        The subjects of ``train``, ``val`` and ``test``, in their order.
+    """
+    people = sorted({subject.person for subject in subjects})
+    order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
+    first = round(train_fraction * len(people))
+    second = first + round(validation_fraction * len(people))
+    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
+    return {
+        part: [subject for subject in subjects if subject.person in set(members)]
+        for part, members in parts.items()
+    }

@@ -1,0 +1,156 @@
+"""TemplateBrains: labelled brains without a download, made from the template that nilearn ships."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from monai.networks.layers import GaussianFilter
+from monai.transforms import Compose, RandAdjustContrast, RandBiasField, RandGaussianNoise
+from nilearn import datasets
+from torch import Tensor
+
+from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
+from mip_lightning.errors import UsageError
+from mip_lightning.warping import Integration, Warping
+
+LABEL_NAMES = {
+    1: "Left-Grey-Matter",
+    2: "Right-Grey-Matter",
+    3: "Left-White-Matter",
+    4: "Right-White-Matter",
+}
+CORONAL_MM = -18.0
+"""Position of the slice in MNI space: through thalamus and hippocampi."""
+
+SMOOTHNESS_MM = 10.0
+"""Standard deviation of the Gaussian that smooths the random velocity."""
+
+AMPLITUDE_MM = 4.0
+"""Standard deviation of the random velocity."""
+
+
+class _Template(NamedTuple):
+    image: Float[Tensor, "1 *S"]
+    labels: Float[Tensor, "1 *S"]
+    brain: Float[Tensor, "1 *S"]
+    affine: Float[Tensor, "4 4"]
+
+
+class TemplateBrains(SubjectSource):
+    """The MNI152 template, deformed by random diffeomorphisms, with random changes of intensity.
+
+    Each subject is the template's brain or its coronal slice at y = -18 mm, with grey and white
+    matter of either hemisphere as four labels. A subject depends on
+    ``seed`` and its own number only.
+
+    Source: MNI ICBM 152 nonlinear symmetric template 2009 (Fonov et al., 2011), as nilearn has it.
+
+    Args:
+        num_subjects: Number of subjects.
+        spatial_dims: 2 for coronal slices, 3 for volumes.
+        resolution: Edge of a voxel in whole millimetres.
+        seed: Seed of the deformations and intensities.
+
+    Raises:
+        UsageError: If a value is below 1.
+    """
+
+    def __init__(
+        self,
+        num_subjects: int = 50,
+        spatial_dims: Literal[2, 3] = 2,
+        resolution: int = 1,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("num_subjects", num_subjects), ("resolution", resolution)):
+            if value < 1:
+                raise UsageError(f"{name}={value}: give 1 or more")
+        self.num_subjects = num_subjects
+        self.spatial_dims = spatial_dims
+        self.resolution = resolution
+        self.seed = seed
+
+    def load(self) -> Subjects:
+        """Make the subjects."""
+        template = self._template()
+        subjects = [self._subject(template, number) for number in range(self.num_subjects)]
+        return Subjects(subjects, LABEL_NAMES)
+
+    def _template(self) -> _Template:
+        image, grey, white, brain = (
+            load(resolution=self.resolution)
+            for load in (
+                datasets.load_mni152_template,
+                datasets.load_mni152_gm_template,
+                datasets.load_mni152_wm_template,
+                datasets.load_mni152_brain_mask,
+            )
+        )
+        affine = np.array(image.affine)
+        values, grey, white, brain = (
+            np.asarray(volume.get_fdata()) for volume in (image, grey, white, brain)
+        )
+        left = (affine[0, 3] + affine[0, 0] * np.arange(values.shape[0]) < 0.0)[:, None, None]
+        inside = brain > 0.5
+        labels = np.zeros(values.shape)
+        labels = np.where(inside & (grey > 0.5), np.where(left, 1, 2), labels)
+        labels = np.where(inside & (white > 0.5), np.where(left, 3, 4), labels)
+        values = np.where(inside, values, 0.0)
+        if self.spatial_dims == 2:
+            index = round((CORONAL_MM - affine[1, 3]) / affine[1, 1])
+            values, labels, inside = values[:, index], labels[:, index], inside[:, index]
+            # The axes of the slice are x and z; the third is y, at the slice.
+            affine = affine[:, [0, 2, 1, 3]]
+            affine[:3, 3] += index * affine[:3, 2]
+        # As the brain is cut out, so the way is kept from voxels to millimetres.
+        margin = round(8 / self.resolution)
+        where = np.argwhere(inside)
+        start = np.maximum(where.min(axis=0) - margin, 0)
+        stop = where.max(axis=0) + 1 + margin
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        affine[:3, 3] += affine[:3, : len(start)] @ start
+        return _Template(
+            torch.from_numpy(values[box]).float().unsqueeze(0),
+            torch.from_numpy(labels[box]).float().unsqueeze(0),
+            torch.from_numpy(inside[box]).float().unsqueeze(0),
+            torch.from_numpy(affine).float(),
+        )
+
+    def _subject(self, template: _Template, number: int) -> Subject:
+        seeds = np.random.SeedSequence([self.seed, number]).generate_state(2)
+        displacement = self._displacement(
+            template.image.shape[1:], torch.Generator().manual_seed(int(seeds[0]))
+        )
+        linear, nearest = Warping("bilinear"), Warping("nearest")
+        image = linear(template.image.unsqueeze(0), displacement)[0]
+        labels = nearest(template.labels.unsqueeze(0), displacement)[0]
+        intensity = Compose(
+            [
+                RandAdjustContrast(prob=1.0, gamma=(0.8, 1.25)),
+                RandBiasField(prob=1.0, coeff_range=(0.0, 0.1)),
+                RandGaussianNoise(prob=1.0, std=0.02),
+            ]
+        )
+        intensity.set_random_state(seed=int(seeds[1]))
+        changed = intensity(image).as_tensor()
+        brain = nearest(template.brain.unsqueeze(0), displacement)[0]
+        name = f"brain_{number:03d}"
+        return Subject(
+            name,
+            person=name,
+            position="",
+            image=(brain * changed).clamp(0.0, 1.0),
+            labels=labels.to(torch.uint8),
+            affine=template.affine,
+        )
+
+    def _displacement(
+        self, size: torch.Size, generator: torch.Generator
+    ) -> Float[Tensor, "1 D *S"]:
+        """A random smooth diffeomorphism, by integration of a velocity without change in time."""
+        noise = torch.randn(1, len(size), *size, generator=generator)
+        velocity = GaussianFilter(len(size), SMOOTHNESS_MM / self.resolution)(noise)
+        velocity *= AMPLITUDE_MM / self.resolution / velocity.std()
+        displacement: Tensor = Integration()(velocity)
+        return displacement

@@ -1,0 +1,198 @@
+"""Which gamma is best on the validation data: for all of it, for each label, for each subject."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+import yaml
+from jaxtyping import Float
+from lightning_utilities.core.apply_func import apply_to_collection
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from mip_lightning.errors import UsageError
+from mip_lightning.module import HyperLightningModule
+from mip_lightning.sweep import LabelledMetric
+
+By: TypeAlias = Literal["all", "label", "subject"]
+
+
+class Selected(NamedTuple):
+    """The best gamma of something, and the metric there."""
+
+    gamma: float
+    value: float
+
+
+def best_of(
+    function: Callable[[float], float],
+    grid: Sequence[float],
+    higher_is_better: bool,
+    tolerance: float,
+) -> Selected:
+    """The best argument between the ends of a grid.
+
+    First the grid, then between the neighbours of its best point a golden-section search with
+    parabolic steps (Brent's, of scipy). What it returns was evaluated, and is no worse than the
+    grid's best; NaN is worse than any number.
+
+    Args:
+        function: What is to be large, or small.
+        grid: Values in ascending order.
+        higher_is_better: Whether large is good.
+        tolerance: How close to come, in the argument.
+    """
+    seen: dict[float, float] = {}
+
+    def cost(gamma: float) -> float:
+        if gamma not in seen:
+            seen[gamma] = function(gamma)
+        value = seen[gamma]
+        if value != value:
+            return float("inf")
+        return -value if higher_is_better else value
+
+    costs = [cost(gamma) for gamma in grid]
+    best = costs.index(min(costs))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    if high > low:
+        minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": tolerance})
+    gamma = min(seen, key=cost)
+    return Selected(gamma, seen[gamma])
+
+
+class GammaSearch:
+    """Evaluates a module's metric at gamma, and looks for the best.
+
+    Args:
+        model: The module, in evaluation mode.
+        batches: The validation batches, on the module's device.
+        metric: Name of the metric.
+        grid: Values of gamma in ascending order, from which the search starts.
+        tolerance: How close to come to the best gamma.
+
+    Raises:
+        UsageError: If there is no such metric, it has no better end, or gamma is no number.
+    """
+
+    def __init__(
+        self,
+        model: HyperLightningModule,
+        batches: Sequence[Any],
+        metric: str,
+        grid: Sequence[float],
+        tolerance: float,
+    ) -> None:
+        metrics = model.configure_metrics()
+        if metric not in metrics:
+            raise UsageError(
+                f"metric={metric!r}: {type(model).__name__} has {', '.join(metrics) or 'none'}"
+            )
+        if metrics[metric].higher_is_better is None:
+            raise UsageError(f"metric={metric!r} has no better end: choose another one")
+        if model.model.prior.dim != 1:
+            raise UsageError(
+                f"{model.model.prior} has {model.model.prior.dim} dimensions: gamma is selected"
+                " where it has one"
+            )
+        self.model = model
+        self.batches = batches
+        self.metric = metric
+        self.higher_is_better = bool(metrics[metric].higher_is_better)
+        self.grid = list(grid)
+        self.tolerance = tolerance
+        self._values: dict[float, dict[str, float]] = {}
+
+    def select(self, by: By) -> dict[str, Selected]:
+        """The best gamma for ``all``, for each label, or for each subject, by name.
+
+        Raises:
+            UsageError: If the metric does not know labels, or the samples have no names.
+        """
+        measure = {"all": self._overall, "label": self._by_label, "subject": self._by_subject}[by]
+
+        def values(gamma: float) -> dict[str, float]:
+            if gamma not in self._values:
+                self._values[gamma] = measure(torch.tensor([[gamma]], device=self.model.device))
+            return self._values[gamma]
+
+        self._values.clear()
+        names = list(dict.fromkeys(name for gamma in self.grid for name in values(gamma)))
+        return {
+            name: best_of(
+                lambda gamma, name=name: values(gamma).get(name, float("nan")),  # type: ignore[misc]
+                self.grid,
+                self.higher_is_better,
+                self.tolerance,
+            )
+            for name in names
+        }
+
+    def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        metric = self._metric()
+        for prediction, target in self._outputs(gamma):
+            metric.update(prediction, target)
+        return {"all": float(metric.compute())}
+
+    def _by_label(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        metric = self._metric()
+        if not isinstance(metric, LabelledMetric):
+            raise UsageError(f"by='label': the metric {self.metric!r} does not tell labels apart")
+        for prediction, target in self._outputs(gamma):
+            metric.update(prediction, target)
+        names = self.model.label_names
+        return {
+            names.get(label, str(label)): float(value)
+            for label, value in metric.compute_by_label().items()
+        }
+
+    def _by_subject(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        values = {}
+        outputs = self._outputs(gamma)
+        for batch, (prediction, target) in zip(self.batches, outputs, strict=True):
+            for index, name in enumerate(self.model.sample_names(batch)):
+                metric = self._metric()
+                metric.update(_sample(prediction, index), _sample(target, index))
+                values[name] = float(metric.compute())
+        return values
+
+    def _metric(self) -> Any:
+        return self.model.configure_metrics()[self.metric].to(self.model.device)
+
+    def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[tuple[Any, Any]]:
+        for batch in self.batches:
+            _, prediction, target = self.model.evaluate_at(batch, gamma)
+            yield prediction, target
+
+
+def _sample(value: Any, index: int) -> Any:
+    """One sample of a batch, which keeps its first dimension."""
+    return apply_to_collection(value, Tensor, lambda tensor: tensor[index : index + 1])
+
+
+def write_selected(
+    path: Path, selected: Mapping[str, Selected], by: By, metric: str, ckpt_path: str | None
+) -> None:
+    """Write what was selected as YAML, which ``predict`` and ``export`` take as their gamma.
+
+    Args:
+        path: The file.
+        selected: The best gamma of ``all``, or of each label or subject.
+        by: Of which of them.
+        metric: Name of the metric.
+        ckpt_path: The checkpoint.
+    """
+    gammas = {name: round(best.gamma, 6) for name, best in selected.items()}
+    values = {name: round(best.value, 6) for name, best in selected.items()}
+    content = {
+        "by": by,
+        "gamma": gammas["all"] if by == "all" else gammas,
+        "metric": metric,
+        "value": values["all"] if by == "all" else values,
+        "checkpoint": ckpt_path,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    unfinished.replace(path)

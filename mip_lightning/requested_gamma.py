@@ -1,0 +1,106 @@
+"""The gamma that a user asks a command for: values, or the file that ``select-gamma`` wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+import yaml
+from jaxtyping import Float
+from torch import Tensor
+
+from mip_lightning.errors import UsageError
+from mip_lightning.priors import Gamma, Prior
+
+GammaRequest: TypeAlias = float | str | list[float] | list[list[float]] | dict[str, Any]
+"""A value of gamma; several (a list where D = 1, else a list of lists); or the path of a ``.yaml``
+file that ``select-gamma`` wrote."""
+
+ALL, LABEL, SUBJECT = "all", "label", "subject"
+
+
+class RequestedGamma:
+    """Values of gamma for every sample, or for each its own.
+
+    Args:
+        prior: The prior, which checks them.
+        request: What the user gives.
+
+    Raises:
+        UsageError: If a value is none of the prior's, or the file is none of ``select-gamma``.
+    """
+
+    def __init__(self, prior: Prior, request: GammaRequest) -> None:
+        self.request = request
+        self._by_sample: dict[str, Tensor] = {}
+        self._everywhere: Tensor | None = None
+        if isinstance(request, str) and Path(request).suffix in (".yaml", ".yml"):
+            by, gamma = _read(Path(request))
+            if by == SUBJECT:
+                self._by_sample = {name: prior.check(value) for name, value in gamma.items()}
+            else:
+                values = gamma.values() if by == LABEL else [gamma]
+                distinct = dict.fromkeys(float(value) for value in values)
+                self._everywhere = torch.cat([prior.check(value) for value in distinct])
+        elif isinstance(request, list) and prior.dim == 1:
+            self._everywhere = prior.check(torch.tensor(request).reshape(-1, 1))
+        else:
+            self._everywhere = prior.check(cast(Gamma, request))
+
+    @property
+    def everywhere(self) -> Float[Tensor, "K D"]:
+        """The values for every sample.
+
+        Raises:
+            UsageError: If each sample has its own.
+        """
+        if self._everywhere is None:
+            raise UsageError(
+                f"gamma={self.request!r} holds a gamma for each subject, and here one is needed for"
+                " all: run select-gamma --by all"
+            )
+        return self._everywhere
+
+    @property
+    def one(self) -> Float[Tensor, "1 D"]:
+        """The one value.
+
+        Raises:
+            UsageError: If there are several.
+        """
+        if len(self.everywhere) != 1:
+            raise UsageError(
+                f"gamma={self.request!r} holds {len(self.everywhere)} values: give one"
+            )
+        return self.everywhere
+
+    def of_sample(self, name: str) -> Float[Tensor, "K D"]:
+        """The values for a sample.
+
+        Raises:
+            UsageError: If each sample has its own, and this one none.
+        """
+        if self._everywhere is not None:
+            return self._everywhere
+        if name not in self._by_sample:
+            known = next(iter(self._by_sample), "none")
+            raise UsageError(
+                f"gamma={self.request!r} has no gamma for {name!r} (but for {known!r}): it was"
+                " selected on other subjects"
+            )
+        return self._by_sample[name]
+
+
+def _read(path: Path) -> tuple[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"gamma={str(path)!r} cannot be read ({error})") from error
+    if not isinstance(content, Mapping) or not {"by", "gamma"} <= content.keys():
+        raise UsageError(
+            f"gamma={str(path)!r} is no file that select-gamma wrote: it lacks by, gamma"
+        )
+    by, gamma = content["by"], content["gamma"]
+    if by not in (ALL, LABEL, SUBJECT) or isinstance(gamma, Mapping) != (by != ALL):
+        raise UsageError(f"gamma={str(path)!r} is no file that select-gamma wrote: by={by!r}")
+    return by, gamma

@@ -1,0 +1,297 @@
+"""HyperMorph: deformable registration at every weight of its regularization at once."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from mip_lightning.errors import UsageError
+from mip_lightning.hypermodel import Formulation
+from mip_lightning.hypernetwork import HypernetworkConfig
+from mip_lightning.minibatch import StepOutput, Volume
+from mip_lightning.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.parts import PartOptions
+from mip_lightning.priors import Prior, Uniform
+from mip_lightning.tasks.deformation import (
+    Deformation,
+    Deformed,
+    Displacement,
+    StationaryVelocity,
+)
+from mip_lightning.tasks.registration_figure import draw_registration
+from mip_lightning.tasks.registration_losses import SquaredError, TotalVariationPenalty
+from mip_lightning.tasks.registration_metrics import (
+    FoldedShare,
+    GradientMagnitude,
+    MeanDice,
+    Pair,
+)
+from mip_lightning.theta import ThetaConfig
+from mip_lightning.warping import Warping
+
+
+class Registration(HyperLightningModule):
+    """Registers a moving image to a fixed one; gamma weighs the regularization of the flow.
+
+    The primary maps both images, ``(B, 2, *S)``, to a flow ``(B, D, *S)``. The loss is
+    ``(1 - gamma) similarity(warped, fixed) + gamma regularization(flow)``, gamma in [0, 1]: at 0
+    the images alone count, at 1 nothing moves. What is not said is the paper's.
+
+    Validation and test log, averaged over the grid and at the best gamma, the mean Dice of the
+    warped labels (``val_dice_best`` chooses the checkpoint), the share of folded voxels and the
+    mean gradient magnitude of the displacement, and beside them ``val_dice_before``, the Dice
+    before registration. ``curves["dice"].by_label`` holds each label's.
+
+    Source: paper, Sections 5.1 and A.3; Hoopes et al., "Learning the Effect of Registration
+    Hyperparameters with HyperMorph", 2022, Equation 4.
+
+    Args:
+        primary: Network from 2 channels to as many as the images have dimensions.
+        prior: p(gamma) in [0, 1]; by default uniform.
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts and trains.
+        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
+        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
+            or ``one_per_sample``.
+        validation_grid_size: Number of gamma over which validation sweeps.
+        test_grid_size: Number of gamma over which test sweeps.
+        similarity: Module that maps (warped, fixed) to a mean; by default ``SquaredError()``.
+        regularization: Module that maps a field ``(B, D, *R)`` to a mean; by default
+            ``TotalVariationPenalty()``.
+        deformation: How the flow is read; by default ``Displacement()``.
+        bidirectional: Average the similarity of the warped moving and the fixed image with that
+            of the fixed image, warped by the inverse, and the moving one.
+        divisible_by: Images are padded by zeros to multiples of this and the flow is cropped back;
+            32 serves networks that halve an image up to five times.
+
+    Raises:
+        UsageError: If the prior has several dimensions or leaves [0, 1], ``divisible_by`` is below
+            1, ``bidirectional`` lacks an inverse, or as ``HyperLightningModule`` raises.
+    """
+
+    monitor: ClassVar[str] = "val_dice_best"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    predicts_volumes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior | None = None,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
+        part_options: PartOptions | None = None,
+        draws_per_batch: DrawsPerBatch = 1,
+        validation_grid_size: int = 5,
+        test_grid_size: int = 11,
+        similarity: nn.Module | None = None,
+        regularization: nn.Module | None = None,
+        deformation: Deformation | None = None,
+        bidirectional: bool = False,
+        divisible_by: int = 32,
+    ) -> None:
+        super().__init__(
+            primary,
+            Uniform(0.0, 1.0) if prior is None else prior,
+            formulation,
+            hypernetwork,
+            theta,
+            part_options,
+            draws_per_batch,
+            validation_grid_size,
+            test_grid_size,
+        )
+        _check_prior(self.model.prior)
+        if divisible_by < 1:
+            raise UsageError(f"divisible_by={divisible_by}: give 1 or more")
+        self.similarity = SquaredError() if similarity is None else similarity
+        self.regularization = TotalVariationPenalty() if regularization is None else regularization
+        self.deformation = Displacement() if deformation is None else deformation
+        if bidirectional and not isinstance(self.deformation, StationaryVelocity):
+            raise UsageError(
+                f"bidirectional=True, and {type(self.deformation).__name__} has no inverse: use"
+                " deformation StationaryVelocity"
+            )
+        self.bidirectional = bidirectional
+        self.divisible_by = divisible_by
+        self.warping = Warping("bilinear")
+        self.label_warping = Warping("nearest")
+        self.dice_before = MeanDice()
+
+    def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
+        """What the primary makes of the images, in voxels.
+
+        Raises:
+            UsageError: If it is no flow of the images' size.
+        """
+        moving, fixed = batch["moving"], batch["fixed"]
+        size = moving.shape[2:]
+        margins = [-length % self.divisible_by for length in size]
+        around = [m for margin in reversed(margins) for m in (margin // 2, margin - margin // 2)]
+        images = torch.cat([moving, fixed], dim=1)
+        flow: Tensor = self(F.pad(images, around) if any(margins) else images, gamma)
+        for axis, (length, margin) in enumerate(zip(size, margins, strict=True), start=2):
+            flow = flow.narrow(axis, margin // 2, length) if margin else flow
+        if flow.shape != (len(moving), len(size), *size):
+            raise UsageError(
+                f"primary: {type(self.model.primary).__name__} gives {tuple(flow.shape)} for images"
+                f" of {' x '.join(map(str, size))}: a flow has {len(size)} channels"
+            )
+        return flow
+
+    def deformed(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Deformed:
+        """The displacement of a batch at gamma, and the field that is regularized.
+
+        A gamma that a user gives is checked, one that this module drew is not.
+        """
+        deformed: Deformed = self.deformation(self.flow(batch, gamma))
+        return deformed
+
+    def loss(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> StepOutput:
+        """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs."""
+        flow = self.flow(batch, gamma)
+        displacement, field = self.deformation(flow)
+        similarity = self._similarity(batch["moving"], batch["fixed"], displacement, len(gamma))
+        if self.bidirectional:
+            inverse = self.deformation(-flow).displacement
+            backward = self._similarity(batch["fixed"], batch["moving"], inverse, len(gamma))
+            similarity = (similarity + backward) / 2
+        regularization = torch.stack([self.regularization(f) for f in field.chunk(len(gamma))])
+        weight = gamma[:, 0]
+        loss = ((1.0 - weight) * similarity + weight * regularization).mean()
+        return StepOutput(loss, displacement.detach(), batch)
+
+    def _similarity(
+        self,
+        moving: Float[Tensor, "B 1 *S"],
+        fixed: Float[Tensor, "B 1 *S"],
+        displacement: Float[Tensor, "B axes *S"],
+        num_draws: int,
+    ) -> Float[Tensor, " K"]:
+        warped = self.warping(moving, displacement)
+        groups = zip(warped.chunk(num_draws), fixed.chunk(num_draws), strict=True)
+        return torch.stack([self.similarity(w, f) for w, f in groups])
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """Mean Dice, share of folded voxels, mean gradient magnitude."""
+        return {
+            "dice": MeanDice(),
+            "folded_share": FoldedShare(),
+            "gradient_magnitude": GradientMagnitude(),
+        }
+
+    def sample_names(self, batch: Pair) -> Sequence[str]:
+        """``MOVING_to_FIXED`` for each pair."""
+        if "moving_name" not in batch or "fixed_name" not in batch:
+            return super().sample_names(batch)
+        names = zip(batch["moving_name"], batch["fixed_name"], strict=True)
+        return [f"{moving}_to_{fixed}" for moving, fixed in names]
+
+    def validation_step(self, batch: Pair, batch_idx: int) -> None:
+        """Sweep the grid, and measure Dice before registration."""
+        super().validation_step(batch, batch_idx)
+        self._measure_before(batch)
+
+    def test_step(self, batch: Pair, batch_idx: int) -> None:
+        """Sweep the grid, and measure Dice before registration."""
+        super().test_step(batch, batch_idx)
+        self._measure_before(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation curves and the Dice before registration."""
+        self._log_before("val")
+        super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test curves and the Dice before registration."""
+        self._log_before("test")
+        super().on_test_epoch_end()
+
+    def _measure_before(self, batch: Pair) -> None:
+        moving = batch["moving"]
+        nowhere = moving.new_zeros(len(moving), moving.ndim - 2, *moving.shape[2:])
+        self.dice_before.update(nowhere, batch)
+
+    def _log_before(self, stage: str) -> None:
+        before = self.dice_before.compute()
+        self.dice_before.reset()
+        self.log(f"{stage}_dice_before", before, sync_dist=True)
+        self.references = {"dice": ("before registration", float(before))}
+
+    def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
+        """Warped image, warped labels and displacement of each pair at each requested gamma.
+
+        All are in the fixed image's own size. A displacement has one component for each axis in a
+        last dimension, in voxels: what is at voxel x was at ``x + u(x)`` in the moving image.
+
+        Raises:
+            UsageError: If no gamma was requested, or the pairs have no names.
+        """
+        names = self.sample_names(batch)
+        volumes = []
+        for index, name in enumerate(names):
+            pair: Any = {key: _one(values, index) for key, values in batch.items()}
+            for gamma in self.requested_gamma(name):
+                volumes += self._volumes(pair, gamma, f"{name}/gamma_{float(gamma):.4g}")
+        return volumes
+
+    def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
+        with self._draws(gamma.unsqueeze(0)) as drawn:
+            displacement = self.deformed(pair, drawn.gamma).displacement
+        images = {"image": self.warping(pair["moving"], displacement)[0, 0]}
+        if "moving_labels" in pair:
+            labels = pair["moving_labels"]
+            warped = self.label_warping(labels.to(displacement.dtype), displacement)
+            images["labels"] = warped[0, 0].to(labels.dtype)
+        images["displacement"] = displacement[0].movedim(0, -1)
+        size, affine = pair.get("size"), pair.get("affine")
+        axes = displacement.ndim - 2
+        if size is not None:
+            start = [
+                (have - int(n)) // 2
+                for have, n in zip(displacement.shape[2:], size[0], strict=True)
+            ]
+            box = tuple(slice(s, s + int(n)) for s, n in zip(start, size[0], strict=True))
+            images = {name: image[box] for name, image in images.items()}
+        where = torch.eye(4) if affine is None else affine[0]
+        return [
+            Volume(f"{stem}_{name}", image.cpu(), where.cpu(), is_vector=image.ndim > axes)
+            for name, image in images.items()
+        ]
+
+    def draw_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
+        """The first pair of a batch, warped at each gamma: image, flow as a grid, difference."""
+        pair: Any = {key: _one(values, 0) for key, values in batch.items()}
+        displacements = []
+        for gamma in gammas.split(1):
+            with self._draws(gamma.to(self.device)) as drawn:
+                displacements.append(self.deformed(pair, drawn.gamma).displacement)
+        warped = [self.warping(pair["moving"], displacement) for displacement in displacements]
+        figure = draw_registration(
+            pair["moving"][0, 0].cpu(),
+            pair["fixed"][0, 0].cpu(),
+            torch.cat(warped)[:, 0].cpu(),
+            torch.cat(displacements).cpu(),
+            gammas[:, 0].tolist(),
+        )
+        return {"registration": figure}
+
+
+def _one(values: Any, index: int) -> Any:
+    return values[index : index + 1]
+
+
+def _check_prior(prior: Prior) -> None:
+    ends = prior.grid(2)
+    if prior.dim != 1 or not bool(((ends >= 0.0) & (ends <= 1.0)).all()):
+        raise UsageError(
+            f"prior={prior}: gamma weighs similarity against regularization, so give a prior of"
+            " one dimension in [0, 1], such as Uniform(0, 1)"
+        )
