@@ -112,6 +112,7 @@ class HyperLightningModule(LightningModule, ABC):
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
         self.label_names: Mapping[int, str] = {}
+        # What figures show beside a metric, by its name: a label and a value.
         self.references: dict[str, tuple[str, float]] = {}
         self.requested: RequestedGamma | None = None
         self._drawn: DrawnGamma | None = None
@@ -371,6 +372,8 @@ class HyperLightningModule(LightningModule, ABC):
             self.log(key, curve.mean, prog_bar=key == self.monitor, sync_dist=True)
             if curve.best is not None:
                 self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
+                if sweep.grid.shape[1] == 1:
+                    self.log(f"{key}_best_gamma", sweep.grid[curve.best, 0], sync_dist=True)
 
 
 class _GivenHyperparameters(HyperparametersMixin):

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -95,7 +95,7 @@ class GammaSweep(nn.Module):
         loss: Float[Tensor, ""],
         batch_size: int,
         prediction: Tensor | None,
-        target: Tensor | None,
+        target: Any,
     ) -> None:
         """Add one batch at the gamma of this index.
 

@@ -1,6 +1,6 @@
 """GammaCurve: each evaluation metric against gamma."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from mip_lightning.callbacks.files import (
     symbol,
     writes_files,
 )
+from mip_lightning.callbacks.label_curves import draw_labels, label_rows
 from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import Curve
@@ -28,7 +29,8 @@ class GammaCurve(Callback):
     ``val_gamma_curve.csv`` has a row for each gamma and, in ``fit``, each validation;
     ``test_gamma_curve.csv`` one for each gamma. The figures ``val_gamma_curve.png`` (every N epochs
     and at the end of training) and ``test_gamma_curve.png`` go to TensorBoard too. They are in the
-    run's folder. Modules that are no HyperLightningModule are left alone.
+    run's folder. Of a metric that is known for each label, ``test_<metric>_by_label.csv`` and
+    ``.png`` tell the same. Modules that are no HyperLightningModule are left alone.
 
     Args:
         every_n_epochs: Draw the validation curves at each N-th epoch.
@@ -77,15 +79,36 @@ class GammaCurve(Callback):
         if isinstance(pl_module, HyperLightningModule) and writes_files(trainer):
             grid = pl_module.test_sweep.grid
             path = self._write(trainer, pl_module, grid, "test")
-            figure = draw_curves(pl_module.model.prior.names, grid.cpu(), pl_module.curves)
+            names = pl_module.model.prior.names
+            figure = draw_curves(names, grid.cpu(), pl_module.curves, pl_module.references)
             figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
             publish_figure(trainer, figure, path.with_suffix(".png"))
             rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
+            for name, curve in pl_module.curves.items():
+                if curve.by_label:
+                    self._write_labels(trainer, pl_module, name, curve)
+
+    def _write_labels(
+        self, trainer: Trainer, pl_module: HyperLightningModule, name: str, curve: Curve
+    ) -> None:
+        about = (
+            pl_module.label_names,
+            pl_module.model.prior.names,
+            pl_module.test_sweep.grid.cpu(),
+            name,
+            curve,
+        )
+        rows = label_rows(*about)
+        table = StepTable(self._folder / f"test_{name}_by_label.csv", list(rows[0]), None)
+        table.append(rows)
+        path = table.path.with_suffix(".png")
+        publish_figure(trainer, draw_labels(*about), path)
+        rank_zero_info(f"{name} of each label against gamma: {path} (and .csv)")
 
     def _draw_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
         assert self._table is not None
         grid = pl_module.validation_sweep.grid.cpu()
-        figure = draw_curves(pl_module.model.prior.names, grid, self._curves)
+        figure = draw_curves(pl_module.model.prior.names, grid, self._curves, pl_module.references)
         figure.suptitle(f"Validation metrics against gamma at step {trainer.global_step}")
         publish_figure(trainer, figure, self._table.path.with_suffix(".png"))
 
@@ -119,7 +142,10 @@ class GammaCurve(Callback):
 
 
 def draw_curves(
-    gammas: Sequence[str], grid: Float[Tensor, "n D"], curves: dict[str, Curve]
+    gammas: Sequence[str],
+    grid: Float[Tensor, "n D"],
+    curves: dict[str, Curve],
+    references: Mapping[str, tuple[str, float]],
 ) -> Figure:
     """A panel for each metric: its value at each gamma, its mean, and its best gamma.
 
@@ -127,6 +153,7 @@ def draw_curves(
         gammas: Name of each dimension of gamma.
         grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
         curves: The metrics by name.
+        references: What to show beside a metric, by its name: a label and a value.
     """
     one = grid.shape[1] == 1
     x = grid[:, 0] if one else grid.norm(dim=1)
@@ -141,6 +168,9 @@ def draw_curves(
         if curve.best is not None:
             best = float(values[curve.best])
             axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")
+        if name in references:
+            label, value = references[name]
+            axes.axhline(value, color="C1", ls="--", label=f"{label} {value:.4g}")
         axes.set_title(name.replace("_", " "))
         axes.set_xlabel(symbol(gammas[0]) if one else r"$|\gamma|$")
         axes.set_ylabel(name.replace("_", " "))

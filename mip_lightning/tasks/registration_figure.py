@@ -57,7 +57,7 @@ def draw_registration(
 def _show(
     axes: Axes, image: Float[Tensor, "X Y"], title: str, low: float, high: float, colours: str
 ) -> AxesImage:
-    shown = axes.imshow(image.T, origin="lower", cmap=colours, vmin=low, vmax=high)
+    shown = axes.imshow(image.T.numpy(), origin="lower", cmap=colours, vmin=low, vmax=high)
     axes.set_title(title, fontsize="small")
     axes.tick_params(labelsize="x-small")
     return shown
