@@ -83,6 +83,7 @@ FIGURES = "mip_lightning.report.figures"
         ("distributions", []),
         ("distributions", ["--of", "activations", "--layer", "layers.3", "--step", "6"]),
         ("gradients", []),
+        ("convergence", []),
     ],
 )
 def test_runs_are_drawn_side_by_side(diagnosed, figure, options):
@@ -97,6 +98,7 @@ def test_runs_are_drawn_side_by_side(diagnosed, figure, options):
         (["scale", "nothing", "--out", "a.png"], "is not there: run with the callback Predicted"),
         (["gradients", "RUN", "--out", "there.png"], "out='there.png' is there already"),
         (["distributions", "RUN", "--out", "a.png", "--layer", "x"], "has the layers layers.1"),
+        (["convergence", "RUN", "--out", "a.png", "--metric", "dice"], "it has step, epoch, gamma"),
     ],
 )
 def test_what_cannot_be_drawn_is_named_in_one_line(diagnosed, command, says):
@@ -109,3 +111,31 @@ def test_what_cannot_be_drawn_is_named_in_one_line(diagnosed, command, says):
     (line,) = done.stderr.splitlines()
     assert says in line
     assert Path("there.png").read_text() == "mine"
+
+
+def write_validations(folder: Path, formulation: str, values: dict[int, list[float]]) -> str:
+    folder.mkdir(parents=True)
+    config = {"model": {"init_args": {"formulation": formulation}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [f"{step},1,0.5,{value}" for step, curve in values.items() for value in curve]
+    (folder / "val_gamma_curve.csv").write_text("\n".join(["step,epoch,gamma,dice", *rows]))
+    return str(folder)
+
+
+def test_the_convergence_of_replicas_is_their_mean_and_standard_deviation(tmp_path):
+    runs = [
+        write_validations(tmp_path / "a", "mip", {10: [0.1, 0.2], 20: [0.5, 0.7]}),
+        write_validations(tmp_path / "b", "mip", {10: [0.1, 0.2], 20: [0.7, 0.9]}),
+        write_validations(tmp_path / "c", "default", {10: [0.1, 0.2], 20: [0.2, 0.4]}),
+    ]
+    command = [sys.executable, "-m", FIGURES, "convergence", *runs, "--metric", "dice", "--out"]
+    done = subprocess.run([*command, "f.png"], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[1:] == [
+        "| formulation | replicas | over gamma | at the best gamma |",
+        "|---|---|---|---|",
+        "| mip | 2 | 0.700 (0.141) | 0.800 (0.141) |",
+        "| default | 1 | 0.300 (0.000) | 0.400 (0.000) |",
+    ]
+    other = write_validations(tmp_path / "d", "mip", {10: [0.1], 30: [0.2]})
+    done = subprocess.run([*command, "g.png", other], capture_output=True, text=True, timeout=100)
+    assert "was validated at other steps" in done.stderr

@@ -71,7 +71,6 @@ def draw_labels(
         [row for row, label in enumerate(labels) if label in best],
         "*",
         color="red",
-        label=r"best $\gamma$",
         linestyle="none",
     )
     axes.set_yticks(range(len(labels)), [names.get(label, str(label)) for label in labels])
@@ -82,7 +81,6 @@ def draw_labels(
         axes.set_xlabel(r"number of $\gamma$ in the grid")
     axes.set_ylabel("label")
     axes.tick_params(labelsize="small")
-    axes.set_title(rf"{word} of each label against $\gamma$")
-    axes.legend(loc="upper right", fontsize="small")
+    axes.set_title(rf"{word} of each label against $\gamma$; a star at its best")
     figure.colorbar(image, label=word)
     return figure

@@ -1,13 +1,14 @@
 """``python -m mip_lightning.report.figures``: runs side by side, from what callbacks recorded.
 
-They are the paper's Figures 1a (``scale``), 3a and 3b (``distributions``) and 3c (``gradients``).
+They are the paper's Figures 1a (``scale``), 3a and 3b (``distributions``), 3c (``gradients``) and
+4 (``convergence``).
 """
 
 import argparse
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -120,6 +121,61 @@ def gradients(runs: list[Path], out: Path) -> None:
     _save(figure, out)
 
 
+def convergence(runs: list[Path], out: Path, metric: str = "accuracy") -> None:
+    """A validation metric against steps, mean and standard deviation over replicas; and a table.
+
+    Runs of one formulation are replicas of each other.
+
+    Args:
+        runs: Folders of runs.
+        out: The PNG file.
+        metric: A column of ``val_gamma_curve.csv`` of which large values are good.
+    """
+    replicas: dict[str, list[Path]] = defaultdict(list)
+    for run in runs:
+        replicas[_name(run)].append(run)
+    figure, panels = _panels(2, f"Validation {metric.replace('_', ' ')} as training goes on")
+    lines = ["| formulation | replicas | over gamma | at the best gamma |", "|---|---|---|---|"]
+    for color, (name, folders) in enumerate(replicas.items()):
+        cells = []
+        for axes, reduce, where in (
+            (panels[0], np.mean, "averaged over the grid of gamma"),
+            (panels[1], np.max, "at the best gamma"),
+        ):
+            steps, values = _validations(folders, metric, reduce)
+            mean, std = values.mean(axis=0), values.std(axis=0, ddof=1 if len(folders) > 1 else 0)
+            axes.plot(steps, mean, "o-", ms=3, color=f"C{color}", label=name)
+            axes.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2)
+            axes.set_title(where)
+            cells.append(f"{mean[-1]:.3f} ({std[-1]:.3f})")
+        lines.append(f"| {name} | {len(folders)} | {' | '.join(cells)} |")
+    for axes in panels:
+        axes.set_xlabel("training steps")
+        axes.set_ylabel(f"{metric.replace('_', ' ')}, mean ± standard deviation")
+        axes.legend()
+    _save(figure, out)
+    print("\n".join(lines))
+
+
+def _validations(
+    runs: Sequence[Path], metric: str, reduce: Callable[[list[float]], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the validations, and a row of values for each run."""
+    steps: list[int] = []
+    values: list[list[float]] = []
+    for run in runs:
+        curves: dict[int, list[float]] = defaultdict(list)
+        for row in _rows(run / "val_gamma_curve.csv", "GammaCurve"):
+            if metric not in row:
+                raise UsageError(f"metric={metric!r} is not in {run}: it has {', '.join(row)}")
+            curves[int(row["step"])].append(float(row[metric]))
+        if values and list(curves) != steps:
+            raise UsageError(f"{run} was validated at other steps than {runs[0]}: draw them apart")
+        steps = list(curves)
+        values.append([reduce(curve) for curve in curves.values()])
+    return np.array(steps), np.array(values)
+
+
 def _draw_densities(axes: Axes, rows: Sequence[Row]) -> None:
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     gammas = list(rows[0])[3:-3]  # between the layer and the network
@@ -189,12 +245,14 @@ def main() -> None:
         description="Draw several runs side by side.",
     )
     commands = parser.add_subparsers(dest="figure", required=True)
-    for function in (scale, distributions, gradients):
+    for function in (scale, distributions, gradients, convergence):
         help_line = (function.__doc__ or "").splitlines()[0]
         command = commands.add_parser(function.__name__, help=help_line, description=help_line)
         command.add_argument("runs", nargs="+", type=Path, help="folders that `fit` wrote")
         command.add_argument("--out", type=Path, required=True, help="the PNG file")
         command.set_defaults(function=function)
+        if function is convergence:
+            command.add_argument("--metric", default="accuracy", help="default: %(default)s")
         if function is distributions:
             command.add_argument("--of", choices=["weights", "activations"], default="weights")
             command.add_argument("--layer", help="default: the one in the middle of the network")

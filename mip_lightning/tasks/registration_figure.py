@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-GRID_SPACING = 16
+GRID_LINES = 16
 """Number of lines of a warped grid along the shorter axis."""
 
 
@@ -66,7 +66,7 @@ def _show(
 def _grid(axes: Axes, displacement: Float[Tensor, "2 X Y"]) -> None:
     """Lines of the fixed image's voxels where they lie in the moving image."""
     size = displacement.shape[1:]
-    step = max(1, min(size) // GRID_SPACING)
+    step = max(1, min(size) // GRID_LINES)
     where = [torch.arange(length, dtype=displacement.dtype) for length in size]
     x, y = torch.stack(torch.meshgrid(*where, indexing="ij")) + displacement
     axes.plot(x[::step].T, y[::step].T, color="C0", lw=0.5)
