@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+REGISTRATION = str(ROOT / "tests" / "conf" / "registration.yaml")
 QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
 TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 
@@ -62,6 +63,27 @@ def test_predictions_of_two_ranks_are_those_of_one_in_the_same_order(runs):
     for a, b in zip(two[1:], one[1:], strict=True):
         numbers = [[float(value) for value in line.split(",")] for line in (a, b)]
         assert numbers[0] == pytest.approx(numbers[1], abs=1e-5)
+
+
+def test_dice_of_each_label_and_volumes_are_those_of_one_rank(tmp_path):
+    command("fit", "--config", REGISTRATION, "--run_dir", "run", *TWO_RANKS)
+    checkpoint = ["--ckpt_path", "run/checkpoints/last.ckpt"]
+    one_rank = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    for ranks, options in (("two", []), ("one", one_rank)):
+        command("test", *checkpoint, "--run_dir", f"test_{ranks}", *options)
+        command("predict", *checkpoint, "--gamma", "0.5", "--run_dir", f"predict_{ranks}", *options)
+    both = []
+    for ranks in ("two", "one"):
+        with Path(f"test_{ranks}", "test_dice_by_label.csv").open(newline="") as file:
+            both.append([float(row["dice"]) for row in csv.DictReader(file)])
+    assert len(both[0]) == 4 * 3
+    assert both[0] == pytest.approx(both[1], abs=1e-6)
+    two, one = (
+        sorted(path.relative_to(folder) for path in folder.glob("*/*.nii.gz"))
+        for folder in (Path("predict_two"), Path("predict_one"))
+    )
+    assert len(one) == 2 * 3
+    assert two == one
 
 
 RANKS = """

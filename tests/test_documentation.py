@@ -58,6 +58,7 @@ def test_every_room_is_on_the_page():
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/performance.md",
+        "docs/registration.md",
         "docs/results.md",
         "docs/your-own-network.md",
     ],

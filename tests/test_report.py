@@ -128,14 +128,15 @@ def test_the_convergence_of_replicas_is_their_mean_and_standard_deviation(tmp_pa
         write_validations(tmp_path / "b", "mip", {10: [0.1, 0.2], 20: [0.7, 0.9]}),
         write_validations(tmp_path / "c", "default", {10: [0.1, 0.2], 20: [0.2, 0.4]}),
     ]
-    command = [sys.executable, "-m", FIGURES, "convergence", *runs, "--metric", "dice", "--out"]
-    done = subprocess.run([*command, "f.png"], capture_output=True, text=True, timeout=100)
-    assert done.stdout.splitlines()[1:] == [
+    command = [sys.executable, "-m", FIGURES, "convergence", "--metric", "dice", "--out", "f.png"]
+    done = subprocess.run([*command, *runs], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == [
+        "f.png",
         "| formulation | replicas | over gamma | at the best gamma |",
         "|---|---|---|---|",
         "| mip | 2 | 0.700 (0.141) | 0.800 (0.141) |",
         "| default | 1 | 0.300 (0.000) | 0.400 (0.000) |",
     ]
     other = write_validations(tmp_path / "d", "mip", {10: [0.1], 30: [0.2]})
-    done = subprocess.run([*command, "g.png", other], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*command, *runs, other], capture_output=True, text=True, timeout=100)
     assert "was validated at other steps" in done.stderr

@@ -280,6 +280,7 @@ class Registration(HyperLightningModule):
             torch.cat(warped)[:, 0].cpu(),
             torch.cat(displacements).cpu(),
             gammas[:, 0].tolist(),
+            pair["affine"][0].cpu() if "affine" in pair else None,
         )
         return {"registration": figure}
 

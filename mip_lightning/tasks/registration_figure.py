@@ -19,6 +19,7 @@ def draw_registration(
     warped: Float[Tensor, "n *S"],
     displacements: Float[Tensor, "n axes *S"],
     gammas: Sequence[float],
+    affine: Float[Tensor, "4 4"] | None,
 ) -> Figure:
     """A column for each gamma: warped image, warped grid, difference to the fixed image.
 
@@ -30,7 +31,10 @@ def draw_registration(
         warped: The moving image, warped at each gamma.
         displacements: The displacements, in voxels.
         gammas: The values of gamma.
+        affine: From voxels to millimetres, which tells where up is; by default along the last axis.
     """
+    last = moving.ndim - 1
+    upside_down = affine is not None and bool(affine[:3, last].sum() < 0.0)
     if moving.ndim == 3:
         middle = moving.shape[1] // 2
         moving, fixed, warped = moving[:, middle], fixed[:, middle], warped[:, :, middle]
@@ -49,6 +53,9 @@ def draw_registration(
         _show(axes[0, column], image, rf"warped, $\gamma$ = {gamma:.2g}", 0.0, top, "gray")
         _grid(axes[1, column], displacement)
         _show(axes[2, column], image - fixed, "warped - fixed", -top, top, "RdBu_r")
+    for panel in axes.flat:
+        if upside_down:
+            panel.invert_yaxis()
     figure.colorbar(difference, ax=axes[2], label="intensity", shrink=0.9)
     figure.suptitle(r"Registration over the weight $\gamma$ of its regularization (axes in voxels)")
     return figure
