@@ -46,6 +46,7 @@ def best_of(
     seen: dict[float, float] = {}
 
     def cost(gamma: float) -> float:
+        gamma = float(gamma)  # scipy gives numbers of numpy
         if gamma not in seen:
             seen[gamma] = function(gamma)
         value = seen[gamma]
@@ -71,6 +72,7 @@ class GammaSearch:
         metric: Name of the metric.
         grid: Values of gamma in ascending order, from which the search starts.
         tolerance: How close to come to the best gamma.
+        report: Called with a line of text before each evaluation.
 
     Raises:
         UsageError: If there is no such metric, it has no better end, or gamma is no number.
@@ -83,6 +85,7 @@ class GammaSearch:
         metric: str,
         grid: Sequence[float],
         tolerance: float,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         metrics = model.configure_metrics()
         if metric not in metrics:
@@ -102,6 +105,7 @@ class GammaSearch:
         self.higher_is_better = bool(metrics[metric].higher_is_better)
         self.grid = list(grid)
         self.tolerance = tolerance
+        self.report = report
         self._values: dict[float, dict[str, float]] = {}
 
     def select(self, by: By) -> dict[str, Selected]:
@@ -114,6 +118,9 @@ class GammaSearch:
 
         def values(gamma: float) -> dict[str, float]:
             if gamma not in self._values:
+                self.report(
+                    f"{self.metric} at gamma = {gamma:.4f} (number {len(self._values) + 1})"
+                )
                 self._values[gamma] = measure(torch.tensor([[gamma]], device=self.model.device))
             return self._values[gamma]
 

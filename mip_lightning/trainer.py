@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
 
 from mip_lightning import recalibration
 from mip_lightning.draws import Inputs, as_arguments, tensors_in
@@ -118,8 +119,10 @@ class HyperTrainer(Trainer):
         ]
         metric = metric or model.monitored_metric
         grid = model.model.prior.grid(grid_size)[:, 0].tolist()
-        search = GammaSearch(model, batches, metric, grid, tolerance * (grid[-1] - grid[0]))
-        selected = search.select(by)
+        width = tolerance * (grid[-1] - grid[0])
+        with Console(stderr=True).status("selecting gamma") as status:
+            search = GammaSearch(model, batches, metric, grid, width, status.update)
+            selected = search.select(by)
         write_selected(file, selected, by, metric, ckpt_path)
         for name, best in selected.items():
             rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4f}")
@@ -174,11 +177,12 @@ class HyperTrainer(Trainer):
         check_same_outputs(found, expected, PARITY, f"gamma={gamma}")
         if recalibrate:
             recalibration.recalibrate(network, _inputs(model, datamodule, draws))
-        at = f"_gamma_{_in_name(gamma, draws)}" if draws.shape[1] == 1 else ""
+        written = _in_words(gamma, draws)
+        at = f"_gamma_{written}" if draws.shape[1] == 1 else ""
         name = f"{type(network).__name__}{at}{SUFFIXES[format]}"
         file = Path(self.default_root_dir) / (path or name)
         export_network(network, inputs, file, format)
-        rank_zero_info(f"The network at gamma = {gamma}: {file}")
+        rank_zero_info(f"The network at gamma = {written}: {file}")
         return file
 
 
@@ -191,10 +195,10 @@ def _load(model: HyperLightningModule, ckpt_path: str | None, weights_only: bool
     model.load_state_dict(checkpoint["state_dict"])
 
 
-def _in_name(gamma: GammaRequest, draws: torch.Tensor) -> str:
-    """How a file's name writes a gamma of one dimension: a category's name, or the number."""
-    is_name = isinstance(gamma, str) and Path(gamma).suffix not in (".yaml", ".yml")
-    return str(gamma) if is_name else f"{draws.item():.4g}"
+def _in_words(gamma: GammaRequest, draws: torch.Tensor) -> str:
+    """How messages and names of files write a gamma: what came from a file, by its value."""
+    is_file = isinstance(gamma, str) and Path(gamma).suffix in (".yaml", ".yml")
+    return f"{draws.item():.4g}" if is_file else str(gamma)
 
 
 @torch.no_grad()

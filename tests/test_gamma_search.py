@@ -15,6 +15,7 @@ GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_search_comes_as_close_to_the_best_gamma_as_it_was_told(peak, sign):
     found = best_of(lambda gamma: -sign * (gamma - peak) ** 2, GRID, sign > 0, 0.01)
+    assert type(found.gamma) is float  # YAML knows no other
     assert found.gamma == pytest.approx(peak, abs=0.011)
     assert found.value == pytest.approx(-sign * (found.gamma - peak) ** 2)
 
