@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torchmetrics import Metric
 from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
 from mip_lightning.draws import Inputs
 from mip_lightning.errors import UsageError
+from mip_lightning.given_hyperparameters import made_by_command_line
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
@@ -88,7 +88,7 @@ class HyperLightningModule(LightningModule, ABC):
         super().__init__()
         # The command line gives parsed, plain values to save. Objects given from Python are not
         # plain: a checkpoint that held them would not load with weights_only=True.
-        objects = [] if _made_by_command_line() else ["primary", "prior", "hypernetwork", "theta"]
+        objects = [] if made_by_command_line() else ["primary", "prior", "hypernetwork", "theta"]
         self.save_hyperparameters(ignore=objects)
         if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
             raise UsageError(
@@ -173,7 +173,7 @@ class HyperLightningModule(LightningModule, ABC):
                 square = sum(tensor.square().sum() for tensor in theta.values())
                 objective = objective + self.theta_decay / 2 * square / len(gamma)
         # Not with prog_bar=True, for which Lightning waits for the values after every batch.
-        for name, value in self._gamma_by_name(gamma).items():
+        for name, value in self.gamma_by_name(gamma).items():
             self.log(name, value, batch_size=size)
         self.log("train_loss", output.loss, batch_size=size)
         self._latest = output._replace(loss=output.loss.detach()), gamma
@@ -202,28 +202,14 @@ class HyperLightningModule(LightningModule, ABC):
         return self._latest[0].loss
 
     @property
+    def latest_output(self) -> StepOutput | None:
+        """What the task said of the latest training batch; ``None`` before the first."""
+        return None if self._latest is None else self._latest[0]
+
+    @property
     def monitored_metric(self) -> str:
         """Name of the metric of which ``monitor`` is the mean over gamma or the best."""
         return self.monitor.removeprefix("val_").removesuffix("_best")
-
-    def progress(self) -> dict[str, float]:
-        """Loss, gamma and the monitored metric of the latest training batch, on this rank.
-
-        Waits for the device, so a progress bar asks for it now and then only.
-        """
-        if self._latest is None:
-            return {}
-        output, gamma = self._latest
-        report = {name: float(value) for name, value in self._gamma_by_name(gamma).items()}
-        report["train_loss"] = float(output.loss)
-        name = self.monitored_metric
-        metric = self.configure_metrics().get(name)
-        if metric is not None and output.prediction is not None:
-            metric = metric.to(self.device)
-            metric.sync_on_compute = False
-            metric.update(output.prediction, output.target)
-            report[f"train_{name}"] = float(metric.compute())
-        return report
 
     def draw_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
         """Figures of a batch at some gamma, by name; none unless overridden.
@@ -351,7 +337,7 @@ class HyperLightningModule(LightningModule, ABC):
         output = self.loss(batch, gamma)
         return output if isinstance(output, StepOutput) else StepOutput(output)
 
-    def _gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
+    def gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
         """The mean of gamma; of a joint prior, the mean of each hyperparameter."""
         prior = self.model.prior
         if not isinstance(prior, Joint):
@@ -374,15 +360,3 @@ class HyperLightningModule(LightningModule, ABC):
                 self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
                 if sweep.grid.shape[1] == 1:
                     self.log(f"{key}_best_gamma", sweep.grid[curve.best, 0], sync_dist=True)
-
-
-class _GivenHyperparameters(HyperparametersMixin):
-    """Sees what Lightning's command line hands to every ``save_hyperparameters``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=False)
-
-
-def _made_by_command_line() -> bool:
-    return "_instantiator" in _GivenHyperparameters().hparams

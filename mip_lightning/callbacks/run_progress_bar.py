@@ -28,6 +28,26 @@ class RunProgressBar(RichProgressBar):
         metrics.pop("v_num", None)
         if trainer.training and isinstance(pl_module, HyperLightningModule):
             if self._batches % REFRESH_RATE == 0 or trainer.is_last_batch:
-                self._progress = pl_module.progress()
+                self._progress = _progress(pl_module)
             self._batches += 1
         return {**self._progress, **metrics}
+
+
+def _progress(module: HyperLightningModule) -> dict[str, float]:
+    """Loss, gamma and the monitored metric of the latest training batch, on this rank.
+
+    Waits for the device.
+    """
+    output = module.latest_output
+    if output is None:
+        return {}
+    gammas = module.gamma_by_name(module.latest_gamma)
+    report = {name: float(value) for name, value in gammas.items()}
+    report["train_loss"] = float(output.loss)
+    metric = module.configure_metrics().get(module.monitored_metric)
+    if metric is not None and output.prediction is not None:
+        metric = metric.to(module.device)
+        metric.sync_on_compute = False
+        metric.update(output.prediction, output.target)
+        report[f"train_{module.monitored_metric}"] = float(metric.compute())
+    return report

@@ -5,14 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.apps import DecathlonDataset, download_and_extract
+from monai.transforms import ScaleIntensityRangePercentiles
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
 
+PERCENTILES = (0.5, 99.5)
+"""The intensities of a volume that become 0 and 1."""
+
 
 class Decathlon(SubjectSource):
-    """The labelled volumes of one task, each of another person, with intensities in [0, 1].
+    """The labelled volumes of one task, each of another person, its intensities brought to [0, 1].
 
     ``data_dir/<task>/dataset.json`` lists them. A folder that is there is only read. Where it
     is missing or empty, MONAI downloads the task to it.
@@ -86,6 +91,6 @@ class Decathlon(SubjectSource):
 
 
 def _scaled(subject: Subject) -> Subject:
-    """Intensities brought to [0, 1] by the least and the largest of the volume."""
-    low, high = subject.image.min(), subject.image.max()
-    return dataclasses.replace(subject, image=(subject.image - low) / (high - low).clamp(min=1e-6))
+    """Intensities brought to [0, 1] by their percentiles; what lies beyond is cut off."""
+    scale = ScaleIntensityRangePercentiles(*PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
+    return dataclasses.replace(subject, image=torch.as_tensor(scale(subject.image)))
