@@ -11,7 +11,7 @@ from mip_lightning.errors import UsageError
 from mip_lightning.heads import ChunkedHead, DenseHead, Head, LowRankHead
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from mip_lightning.minibatch import StepOutput
+from mip_lightning.minibatch import StepOutput, Volume
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.priors import (
     Categorical,
@@ -27,6 +27,7 @@ from mip_lightning.priors import (
     Values,
 )
 from mip_lightning.selection import All, ByName, ByRegularExpression, ByType, Selection
+from mip_lightning.sweep import LabelledMetric
 from mip_lightning.theta import ThetaConfig
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "IdentityEncoding",
     "Joint",
     "L2Encoding",
+    "LabelledMetric",
     "LogOddsUniform",
     "LogUniform",
     "LowRankHead",
@@ -62,4 +64,5 @@ __all__ = [
     "Uniform",
     "UsageError",
     "Values",
+    "Volume",
 ]

@@ -28,7 +28,7 @@ class NiftiWriter(BasePredictionWriter):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learn the run's folder, on all ranks."""
         super().setup(trainer, pl_module, stage)
-        self._folder = Path(trainer.strategy.broadcast(run_folder(trainer)))
+        self._folder = run_folder(trainer)
         self._count = 0
 
     def write_on_batch_end(

@@ -239,7 +239,7 @@ class Registration(HyperLightningModule):
         for index, name in enumerate(names):
             pair: Any = {key: _one(values, index) for key, values in batch.items()}
             for gamma in self.requested_gamma(name):
-                volumes += self._volumes(pair, gamma, f"{name}/gamma_{float(gamma):.4g}")
+                volumes += self._volumes(pair, gamma, f"{name}/gamma_{float(gamma):.6g}")
         return volumes
 
     def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
