@@ -33,6 +33,7 @@ from mip_lightning.tasks import (
     StationaryVelocity,
     TotalVariationPenalty,
 )
+from mip_lightning.warping import Warping
 
 CONFIG = ROOT / "tests" / "conf" / "registration.yaml"
 
@@ -127,6 +128,25 @@ def test_images_of_odd_sizes_are_padded_for_the_network_and_the_flow_is_cropped(
     assert output.prediction.shape == (2, len(size), *size)
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("deformation", [None, StationaryVelocity()])
+def test_half_precision_of_the_network_leaves_the_positions_of_voxels_exact(deformation):
+    task, batch = resting(deformation=deformation), pair((8, 600))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = task.evaluate_at(batch, torch.tensor([[0.0]]))
+    assert half.prediction.dtype == torch.float32
+    whole = task.evaluate_at(batch, torch.tensor([[0.0]]))
+    torch.testing.assert_close(half.loss, whole.loss)
+    images = {"moving": batch["moving"], "fixed": batch["moving"]}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert task.evaluate_at(images, torch.tensor([[0.0]])).loss < 1e-6
+
+
+def test_a_warping_serves_one_precision_after_the_other():
+    image, warping = torch.rand(1, 1, 4, 600), Warping("bilinear")
+    warping(image.bfloat16(), torch.zeros(1, 2, 4, 600, dtype=torch.bfloat16))
+    torch.testing.assert_close(warping(image, torch.zeros(1, 2, 4, 600)), image)
 
 
 def test_padding_is_symmetric():

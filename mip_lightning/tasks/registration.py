@@ -144,7 +144,8 @@ class Registration(HyperLightningModule):
                 f"primary: {type(self.model.primary).__name__} gives {tuple(flow.shape)} for images"
                 f" of {' x '.join(map(str, size))}: a flow has {len(size)} channels"
             )
-        return flow
+        # Positions of voxels are beyond half precision: bf16 knows 256 and 258, but not 257.
+        return flow.to(torch.promote_types(flow.dtype, torch.float32))
 
     def deformed(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Deformed:
         """The displacement of a batch at gamma, and the field that is regularized.
@@ -157,15 +158,17 @@ class Registration(HyperLightningModule):
     def loss(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs."""
         flow = self.flow(batch, gamma)
-        displacement, field = self.deformation(flow)
-        similarity = self._similarity(batch["moving"], batch["fixed"], displacement, len(gamma))
-        if self.bidirectional:
-            inverse = self.deformation(-flow).displacement
-            backward = self._similarity(batch["fixed"], batch["moving"], inverse, len(gamma))
-            similarity = (similarity + backward) / 2
-        regularization = torch.stack([self.regularization(f) for f in field.chunk(len(gamma))])
-        weight = gamma[:, 0]
-        loss = ((1.0 - weight) * similarity + weight * regularization).mean()
+        moving, fixed = batch["moving"].to(flow.dtype), batch["fixed"].to(flow.dtype)
+        with torch.autocast(flow.device.type, enabled=False):
+            displacement, field = self.deformation(flow)
+            similarity = self._similarity(moving, fixed, displacement, len(gamma))
+            if self.bidirectional:
+                inverse = self.deformation(-flow).displacement
+                backward = self._similarity(fixed, moving, inverse, len(gamma))
+                similarity = (similarity + backward) / 2
+            parts = [self.regularization(part) for part in field.chunk(len(gamma))]
+            weight = gamma[:, 0]
+            loss = ((1.0 - weight) * similarity + weight * torch.stack(parts)).mean()
         return StepOutput(loss, displacement.detach(), batch)
 
     def _similarity(
@@ -216,7 +219,8 @@ class Registration(HyperLightningModule):
 
     def _measure_before(self, batch: Pair) -> None:
         moving = batch["moving"]
-        nowhere = moving.new_zeros(len(moving), moving.ndim - 2, *moving.shape[2:])
+        shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
+        nowhere = torch.zeros(shape, device=moving.device)
         self.dice_before.update(nowhere, batch)
 
     def _log_before(self, stage: str) -> None:
@@ -245,7 +249,7 @@ class Registration(HyperLightningModule):
     def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
         with self._draws(gamma.unsqueeze(0)) as drawn:
             displacement = self.deformed(pair, drawn.gamma).displacement
-        images = {"image": self.warping(pair["moving"], displacement)[0, 0]}
+        images = {"image": self.warping(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:
             labels = pair["moving_labels"]
             warped = self.label_warping(labels.to(displacement.dtype), displacement)
@@ -273,10 +277,11 @@ class Registration(HyperLightningModule):
         for gamma in gammas.split(1):
             with self._draws(gamma.to(self.device)) as drawn:
                 displacements.append(self.deformed(pair, drawn.gamma).displacement)
-        warped = [self.warping(pair["moving"], displacement) for displacement in displacements]
+        moving = pair["moving"].to(displacements[0].dtype)
+        warped = [self.warping(moving, displacement) for displacement in displacements]
         figure = draw_registration(
-            pair["moving"][0, 0].cpu(),
-            pair["fixed"][0, 0].cpu(),
+            moving[0, 0].cpu(),
+            pair["fixed"][0, 0].to(moving).cpu(),
             torch.cat(warped)[:, 0].cpu(),
             torch.cat(displacements).cpu(),
             gammas[:, 0].tolist(),
