@@ -30,7 +30,6 @@ class Warping(nn.Module):
         self, images: Float[Tensor, "B C *S"], displacement: Float[Tensor, "B D *S"]
     ) -> Float[Tensor, "B C *S"]:
         """The warped images."""
-        _keep_on(self._warp, displacement)
         warped: Tensor = self._warp(images, displacement)
         return warped
 
@@ -52,16 +51,8 @@ class Integration(nn.Module):
 
     def forward(self, velocity: Float[Tensor, "B D *S"]) -> Float[Tensor, "B D *S"]:
         """The displacement."""
-        _keep_on(self._integrate.warp_layer, velocity)
         displacement: Tensor = self._integrate(velocity)
         return displacement
-
-
-def _keep_on(warp: Warp, field: Tensor) -> None:
-    """Let MONAI, which looks at shapes only, make its grid anew for another device or precision."""
-    grid = warp.ref_grid
-    if grid is not None and (grid.device != field.device or grid.dtype != field.dtype):
-        warp.ref_grid = None
 
 
 @contextmanager

@@ -33,7 +33,6 @@ from mip_lightning.tasks import (
     StationaryVelocity,
     TotalVariationPenalty,
 )
-from mip_lightning.warping import Warping
 
 CONFIG = ROOT / "tests" / "conf" / "registration.yaml"
 
@@ -141,12 +140,6 @@ def test_half_precision_of_the_network_leaves_the_positions_of_voxels_exact(defo
     images = {"moving": batch["moving"], "fixed": batch["moving"]}
     with torch.autocast("cpu", torch.bfloat16):
         assert task.evaluate_at(images, torch.tensor([[0.0]])).loss < 1e-6
-
-
-def test_a_warping_serves_one_precision_after_the_other():
-    image, warping = torch.rand(1, 1, 4, 600), Warping("bilinear")
-    warping(image.bfloat16(), torch.zeros(1, 2, 4, 600, dtype=torch.bfloat16))
-    torch.testing.assert_close(warping(image, torch.zeros(1, 2, 4, 600)), image)
 
 
 def test_padding_is_symmetric():
