@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
+from mip_lightning.minibatch import DrawnGamma
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import LabelledMetric
 
@@ -168,8 +169,9 @@ class GammaSearch:
         return self.model.configure_metrics()[self.metric].to(self.model.device)
 
     def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[tuple[Any, Any]]:
+        drawn = DrawnGamma(gamma)
         for batch in self.batches:
-            _, prediction, target = self.model.evaluate_at(batch, gamma)
+            _, prediction, target = self.model.evaluate_at(batch, drawn)
             yield prediction, target
 
 

@@ -58,6 +58,43 @@ class DrawnGamma:
         return self._theta
 
 
+class EvaluationDraws:
+    """The gamma of one evaluation epoch: the weights at each are predicted once, not once a batch.
+
+    It never keeps more numbers than the hypernetwork has; what goes beyond is predicted anew. It
+    keeps nothing outside an epoch, for the weights may change there.
+    """
+
+    def __init__(self) -> None:
+        self._room = 0
+        self._kept: dict[int, tuple[Tensor, list[DrawnGamma]]] = {}
+
+    def start(self, model: HyperModel) -> None:
+        """Keep what is predicted from now on."""
+        parameters = sum(p.numel() for p in model.hypernetwork.parameters())
+        self._room = parameters // model.layout.num_predicted
+        self._kept = {}
+
+    def stop(self) -> None:
+        """Keep nothing."""
+        self._room = 0
+        self._kept = {}
+
+    def of(self, gammas: Float[Tensor, "n D"]) -> list[DrawnGamma]:
+        """Each value by itself.
+
+        Args:
+            gammas: The values, in the same tensor for every batch.
+        """
+        if id(gammas) in self._kept:
+            return self._kept[id(gammas)][1]
+        draws = [DrawnGamma(gamma) for gamma in gammas.split(1)]
+        if len(draws) <= self._room:
+            self._room -= len(draws)
+            self._kept[id(gammas)] = (gammas, draws)  # the tensor too, so that its id stays its own
+        return draws
+
+
 def batch_size(batch: Any) -> int:
     """Number of samples: the length of the first tensor in a batch.
 

@@ -20,7 +20,7 @@ from mip_lightning.errors import UsageError
 from mip_lightning.given_hyperparameters import made_by_command_line
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
-from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
+from mip_lightning.minibatch import DrawnGamma, EvaluationDraws, StepOutput, batch_size
 from mip_lightning.parts import PartOptions, check_options, check_parts, parameter_groups
 from mip_lightning.priors import Gamma, Joint, Prior
 from mip_lightning.requested_gamma import RequestedGamma
@@ -116,6 +116,7 @@ class HyperLightningModule(LightningModule, ABC):
         self.references: dict[str, tuple[str, float]] = {}
         self.requested: RequestedGamma | None = None
         self._drawn: DrawnGamma | None = None
+        self.evaluation_draws = EvaluationDraws()
         self._latest: tuple[StepOutput, Tensor] | None = None
 
     @abstractmethod
@@ -165,7 +166,7 @@ class HyperLightningModule(LightningModule, ABC):
         # Moved here and not by the logger, whose copy would wait for the device.
         gamma = self.draw_gamma(batch, batch_idx).to(self.device, non_blocking=True)
         size = batch_size(batch)
-        with self._draws(gamma) as drawn:
+        with self._draws(DrawnGamma(gamma)) as drawn:
             output = self._output(batch, gamma)
             objective = output.loss
             if self.theta_decay:
@@ -254,6 +255,22 @@ class HyperLightningModule(LightningModule, ABC):
         task = type(self).__name__
         raise UsageError(f"{task} does not say how to predict: override its predict_step")
 
+    def on_validation_epoch_start(self) -> None:
+        """From now on the weights at each gamma of the grid are predicted once."""
+        self.evaluation_draws.start(self.model)
+
+    def on_test_epoch_start(self) -> None:
+        """From now on the weights at each gamma of the grid are predicted once."""
+        self.evaluation_draws.start(self.model)
+
+    def on_predict_epoch_start(self) -> None:
+        """From now on the weights at each gamma are predicted once."""
+        self.evaluation_draws.start(self.model)
+
+    def on_predict_epoch_end(self) -> None:
+        """The weights may change again."""
+        self.evaluation_draws.stop()
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the batch at each gamma of the validation grid."""
         self._sweep(self.validation_sweep, batch)
@@ -304,10 +321,16 @@ class HyperLightningModule(LightningModule, ABC):
             check_same_tensors(checkpoint["state_dict"], self.state_dict())
             check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
 
-    def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
-        """The loss of a batch at gamma values that this module drew or took from a grid."""
-        with self._draws(gamma):
-            return self._output(batch, gamma)
+    def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"] | DrawnGamma) -> StepOutput:
+        """The loss of a batch at gamma values that this module drew or took from a grid.
+
+        Args:
+            batch: What the data loader gives, on this module's device.
+            gamma: The values; as ``DrawnGamma``, whose weights are predicted once for all batches.
+        """
+        drawn = gamma if isinstance(gamma, DrawnGamma) else DrawnGamma(gamma)
+        with self._draws(drawn):
+            return self._output(batch, drawn.gamma)
 
     def inputs_of(self, batch: Any, gamma: Float[Tensor, "K D"]) -> list[Inputs]:
         """What the task gives the primary for a batch, in the order of its calls.
@@ -325,9 +348,9 @@ class HyperLightningModule(LightningModule, ABC):
         return seen
 
     @contextmanager
-    def _draws(self, gamma: Float[Tensor, "K D"]) -> "Iterator[DrawnGamma]":
+    def _draws(self, drawn: DrawnGamma) -> Iterator[DrawnGamma]:
         """While it lasts, gamma is one that need not be checked."""
-        self._drawn = drawn = DrawnGamma(gamma)
+        self._drawn = drawn
         try:
             yield drawn
         finally:
@@ -346,11 +369,12 @@ class HyperLightningModule(LightningModule, ABC):
 
     def _sweep(self, sweep: GammaSweep, batch: Any) -> None:
         size = batch_size(batch)
-        for index, gamma in enumerate(sweep.grid.split(1)):
-            loss, prediction, target = self.evaluate_at(batch, gamma)
+        for index, drawn in enumerate(self.evaluation_draws.of(sweep.grid)):
+            loss, prediction, target = self.evaluate_at(batch, drawn)
             sweep.update(index, loss, size, prediction, target)
 
     def _log_curves(self, stage: str, sweep: GammaSweep) -> None:
+        self.evaluation_draws.stop()
         self.curves = sweep.compute()
         for name, curve in self.curves.items():
             key = f"{stage}_{name}"

@@ -257,3 +257,52 @@ def test_the_size_of_a_batch_is_the_length_of_its_first_tensor():
 def test_nothing_is_written_that_nobody_asked_for():
     trainer().fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
     assert list(Path().iterdir()) == []
+
+
+class Predictions:
+    """Counts how often weights are predicted."""
+
+    def __init__(self, task: HyperLightningModule) -> None:
+        self.count = 0
+        task.model.hypernetwork.register_forward_hook(self._add)
+
+    def _add(self, *_) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize(("hidden_sizes", "predicted"), [((4, 8), 5), ((4, 1), 5 * 4)])
+def test_evaluation_predicts_the_weights_at_a_gamma_once_where_they_take_less_than_the_head(
+    hidden_sizes, predicted
+):
+    task = Denoising(
+        nn.Linear(4, 4),
+        Uniform(0, 1),
+        hypernetwork=HypernetworkConfig(hidden_sizes=hidden_sizes),
+        validation_grid_size=5,
+    )
+    predictions = Predictions(task)
+    trainer().validate(task, loader(32, 8), verbose=False)
+    assert predictions.count == predicted
+
+
+def test_weights_that_were_predicted_for_an_evaluation_are_not_those_of_the_next():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), validation_grid_size=3)
+    once = trainer()
+    (before,) = once.validate(task, loader(), verbose=False)
+    with torch.no_grad():
+        task.model.primary.bias += 1.0
+    (after,) = once.validate(task, loader(), verbose=False)
+    x = loader(32, 32).dataset.tensors[0]
+    with torch.no_grad():
+        direct = [F.mse_loss(task.model(x, g), x * g) for g in torch.tensor([[0.0], [0.5], [1.0]])]
+    assert after["val_mse"] == pytest.approx(torch.stack(direct).mean().item(), rel=1e-5)
+    assert before["val_mse"] != pytest.approx(after["val_mse"], rel=0.1)
+    assert not task.evaluation_draws._kept
+
+
+def test_training_goes_on_between_validations_with_weights_of_its_own():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), validation_grid_size=2)
+    predictions = Predictions(task)
+    trainer(max_epochs=3, val_check_interval=2).fit(task, loader(32, 8), loader(32, 8))
+    sanity, training, validations = 2, 3 * 4, 3 * 2 * 2
+    assert predictions.count == sanity + training + validations

@@ -168,5 +168,6 @@ class BayesianClassification(HyperLightningModule):
     def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
         """Log-probabilities at each of M draws."""
         gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
-        logits = [self.model.run_at(gamma, images) for gamma in gammas.to(self.device)]
+        draws = self.evaluation_draws.of(gammas)
+        logits = [self.model.run(drawn.theta(self.model), images) for drawn in draws]
         return torch.stack(logits).log_softmax(dim=-1)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
-from mip_lightning.minibatch import StepOutput, Volume
+from mip_lightning.minibatch import DrawnGamma, StepOutput, Volume
 from mip_lightning.module import DrawsPerBatch, HyperLightningModule
 from mip_lightning.parts import PartOptions
 from mip_lightning.priors import Prior, Uniform
@@ -247,7 +247,7 @@ class Registration(HyperLightningModule):
         return volumes
 
     def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
-        with self._draws(gamma.unsqueeze(0)) as drawn:
+        with self._draws(DrawnGamma(gamma.unsqueeze(0))) as drawn:
             displacement = self.deformed(pair, drawn.gamma).displacement
         images = {"image": self.warping(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:
@@ -275,7 +275,7 @@ class Registration(HyperLightningModule):
         pair: Any = {key: _one(values, 0) for key, values in batch.items()}
         displacements = []
         for gamma in gammas.split(1):
-            with self._draws(gamma.to(self.device)) as drawn:
+            with self._draws(DrawnGamma(gamma.to(self.device))) as drawn:
                 displacements.append(self.deformed(pair, drawn.gamma).displacement)
         moving = pair["moving"].to(displacements[0].dtype)
         warped = [self.warping(moving, displacement) for displacement in displacements]
