@@ -2,10 +2,10 @@
 
 from jsonargparse import auto_cli
 
-from benchmarks import callbacks, gammas
+from benchmarks import callbacks, evaluate, gammas
 
 if __name__ == "__main__":
     auto_cli(
-        {"callbacks": callbacks.run, "gammas": gammas.run},
+        {"callbacks": callbacks.run, "evaluate": evaluate.run, "gammas": gammas.run},
         description="Timings, contestants interleaved in one process.",
     )

@@ -1,0 +1,81 @@
+"""What a sweep over gamma costs in evaluation, beside that of an ordinary network."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.timing import Contestant, Row, device, race, report
+from mip_lightning import HyperModel, Uniform
+from mip_lightning.networks import ConstantWidthUNet, LeNet
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the batches over which it is evaluated."""
+
+    name: str
+    network: nn.Module
+    shape: tuple[int, ...]
+    batch: int
+    num_batches: int
+
+
+def run(rounds: int = 5, gammas: int = 100, small: bool = False, out: Path | None = None) -> None:
+    """Evaluation at many gammas over a few batches: ordinary, materialized, hypernetwork.
+
+    Args:
+        rounds: Number of rounds.
+        gammas: Number of gammas.
+        small: Small images, to see whether it runs.
+        out: A CSV file for the figures.
+    """
+    size = (32, 32) if small else (160, 192)
+    cases = (
+        Case("LeNet", LeNet(), (1, 28, 28), 64, 4),
+        Case("U-Net", ConstantWidthUNet(), (2, *size), 1, 2),
+    )
+    rows: list[Row] = []
+    for case in cases:
+        rows += race(case.name, case.batch, _contestants(case, gammas), rounds, warmup=1)
+    report(f"Evaluation at {gammas} gammas", rows, "plain", out)
+
+
+def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
+    model = HyperModel(case.network, Uniform()).to(device()).eval()
+    plain = model.ordinary()
+    batches = [
+        torch.rand(case.batch, *case.shape, device=device()) for _ in range(case.num_batches)
+    ]
+    grid = model.prior.grid(gammas).to(device()).split(1)
+
+    @torch.no_grad()
+    def evaluate(networks: Iterable[nn.Module]) -> None:
+        for network in networks:
+            for batch in batches:
+                network(batch)
+
+    @torch.no_grad()
+    def hypernetwork() -> None:
+        for gamma in grid:
+            theta = model.theta_at(gamma)
+            for batch in batches:
+                model.run(theta, batch)
+
+    @torch.no_grad()
+    def hypernetwork_each_batch() -> None:
+        for gamma in grid:
+            for batch in batches:
+                model.run_at(gamma, batch)
+
+    def materialized() -> Iterable[nn.Module]:
+        return (model.materialize(gamma) for gamma in grid)
+
+    return {
+        "plain": lambda: evaluate(plain for _ in grid),
+        "materialized": lambda: evaluate(materialized()),
+        "hypernetwork": hypernetwork,
+        "hypernetwork, theta each batch": hypernetwork_each_batch,
+    }
