@@ -1,5 +1,6 @@
 """HyperLightningModule: draws gamma, runs the hypermodel, logs, and sweeps gamma in evaluation."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torchmetrics import Metric
 from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
 from mip_lightning.draws import Inputs
 from mip_lightning.errors import UsageError
-from mip_lightning.given_hyperparameters import made_by_command_line
+from mip_lightning.given_hyperparameters import save_plain_hyperparameters
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, EvaluationDraws, StepOutput, batch_size
@@ -86,10 +87,9 @@ class HyperLightningModule(LightningModule, ABC):
         test_grid_size: int = 11,
     ) -> None:
         super().__init__()
-        # The command line gives parsed, plain values to save. Objects given from Python are not
-        # plain: a checkpoint that held them would not load with weights_only=True.
-        objects = [] if made_by_command_line() else ["primary", "prior", "hypernetwork", "theta"]
-        self.save_hyperparameters(ignore=objects)
+        frame = inspect.currentframe()
+        assert frame is not None  # CPython has frames
+        save_plain_hyperparameters(self, frame)
         if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
             raise UsageError(
                 f"draws_per_batch={draws_per_batch}: draw 1 or more, or 'one_per_sample'"

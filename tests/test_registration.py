@@ -1,4 +1,5 @@
 import csv
+import subprocess
 import sys
 from pathlib import Path
 
@@ -369,3 +370,45 @@ def test_a_registration_asks_at_which_gamma_to_predict(checkpoint):
         main(["predict", "--ckpt_path", checkpoint])
     with pytest.raises(SystemExit, match="outside"):
         main(["predict", "--ckpt_path", checkpoint, "--gamma", "1.5"])
+
+
+FROM_PYTHON = """
+import torch
+from lightning.pytorch import Trainer
+from mip_lightning.data import ImagePairs, TemplateBrains
+from mip_lightning.networks import ConstantWidthUNet
+from mip_lightning.tasks import Registration, SquaredError, StationaryVelocity
+
+def task():
+    return Registration(
+        ConstantWidthUNet(features=4, levels=3), similarity=SquaredError(0.1),
+        deformation=StationaryVelocity(), divisible_by=4,
+    )
+
+first = task()
+trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+                  limit_val_batches=1, num_sanity_val_steps=0)
+data = ImagePairs(TemplateBrains(8, resolution=8), train_fraction=0.5, validation_fraction=0.25)
+trainer.fit(first, data)
+trainer.save_checkpoint("task.ckpt")
+saved = torch.load("task.ckpt", weights_only=True)["hyper_parameters"]
+assert saved["divisible_by"] == 4 and "similarity" not in saved, saved
+assert "deformation" not in first.hparams_initial
+again = Registration.load_from_checkpoint(
+    "task.ckpt", primary=ConstantWidthUNet(features=4, levels=3), similarity=SquaredError(0.1),
+    deformation=StationaryVelocity(), weights_only=True,
+)
+assert again.divisible_by == 4
+for name, value in again.state_dict().items():
+    assert torch.equal(value, first.state_dict()[name])
+"""
+
+
+def test_a_task_with_parts_from_python_loads_from_its_checkpoint_without_a_warning():
+    # In a process of its own, for the shape checks of the tests change what Lightning sees.
+    warned = ["-W", "error::UserWarning:lightning", "-W", "error:Attribute:UserWarning"]
+    done = subprocess.run(
+        [sys.executable, *warned, "-c", FROM_PYTHON], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "instance of `nn.Module`" not in done.stderr
