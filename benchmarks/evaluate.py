@@ -34,8 +34,8 @@ def run(rounds: int = 5, gammas: int = 100, small: bool = False, out: Path | Non
     """
     size = (32, 32) if small else (160, 192)
     cases = (
-        Case("LeNet", LeNet(), (1, 28, 28), 64, 4),
-        Case("U-Net", ConstantWidthUNet(), (2, *size), 1, 2),
+        Case("LeNet", LeNet(), (1, 28, 28), 64, 2 if small else 32),
+        Case("U-Net", ConstantWidthUNet(), (2, *size), 1, 2 if small else 20),
     )
     rows: list[Row] = []
     for case in cases:
@@ -77,5 +77,5 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
         "plain": lambda: evaluate(plain for _ in grid),
         "materialized": lambda: evaluate(materialized()),
         "hypernetwork": hypernetwork,
-        "hypernetwork, theta each batch": hypernetwork_each_batch,
+        "theta each batch": hypernetwork_each_batch,
     }
