@@ -20,6 +20,7 @@ from mip_lightning import (
     UsageError,
 )
 from mip_lightning.networks import ConstantWidthUNet
+from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.tasks import (
     Registration,
     SquaredError,
@@ -135,7 +136,7 @@ def test_half_precision_of_the_network_leaves_the_positions_of_voxels_exact(defo
 
 
 def test_padding_is_symmetric():
-    seen = []
+    seen, given = [], []
 
     class Seeing(nn.Module):
         def __init__(self) -> None:
@@ -144,10 +145,12 @@ def test_padding_is_symmetric():
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             seen.append(images)
-            return self.convolution(images)
+            given.append(self.convolution(images))
+            return given[-1]
 
     task, batch = make(Seeing(), divisible_by=4), pair((5, 8))
-    task.flow(batch, torch.tensor([[0.5]]))
+    flow = task.flow(batch, torch.tensor([[0.5]]))
+    assert torch.equal(flow, given[0][:, :, 1:6])
     assert seen[0].shape == (1, 2, 8, 8)
     torch.testing.assert_close(seen[0][:, :1, 1:6], batch["moving"])
     assert seen[0][:, :, 0].abs().sum() == seen[0][:, :, 6:].abs().sum() == 0
@@ -219,6 +222,26 @@ def test_the_reference_is_made_of_parts_of_this_library_and_monai():
         divisible_by=16,
     )
     assert task.evaluate_at(pair((16, 32)), torch.tensor([[0.5]])).loss.isfinite()
+
+
+def test_volumes_are_cut_to_the_size_of_the_fixed_image():
+    task = resting().eval()
+    task.requested = RequestedGamma(task.model.prior, 0.5)
+    batch = pair((8, 12)) | {
+        "moving_name": ["a"],
+        "fixed_name": ["b"],
+        "size": torch.tensor([[5, 7]]),
+        "affine": torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])).unsqueeze(0),
+    }
+    with torch.no_grad():
+        image, labels, displacement = task.predict_step(batch, 0)
+    assert [volume.name for volume in (image, labels, displacement)] == [
+        f"a_to_b/gamma_0.5_{kind}" for kind in ("image", "labels", "displacement")
+    ]
+    torch.testing.assert_close(image.values, batch["moving"][0, 0, 1:6, 2:9])
+    assert torch.equal(labels.values, batch["moving_labels"][0, 0, 1:6, 2:9])
+    assert torch.equal(displacement.values, torch.zeros(5, 7, 2))
+    assert torch.equal(image.affine, batch["affine"][0])
 
 
 FROM_PYTHON = """
