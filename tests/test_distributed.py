@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+
+from mip_lightning.cli import main
 
 REGISTRATION = str(ROOT / "tests" / "conf" / "registration.yaml")
 QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
@@ -86,6 +89,14 @@ def test_dice_of_each_label_and_volumes_are_those_of_one_rank(tmp_path):
     assert two == one
 
 
+def test_a_command_leaves_its_process_group_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("mip_lightning.cli.MipLightningCLI", lambda args: None)
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    main([])
+    assert not torch.distributed.is_initialized()
+
+
 RANKS = """
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -108,6 +119,7 @@ if __name__ == "__main__":
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
     )
     trainer.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit
 """
 
 

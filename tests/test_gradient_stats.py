@@ -267,6 +267,8 @@ if __name__ == "__main__":
     model = Still(nn.Linear(4, 4), Uniform())
     torch.save(model.state_dict(), "weights.pt")
     trainer.fit(model, loader(36), loader())
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit
 """
 
 
@@ -275,18 +277,7 @@ if __name__ == "__main__":
     [
         (["ranks.py", "ddp", "2"], 2),
         (["ranks.py", "ddp_spawn", "3"], 3),
-        (
-            [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node=2",
-                "ranks.py",
-                "ddp",
-                "2",
-            ],
-            2,
-        ),
+        ([*TORCHRUN, "--nproc-per-node=2", "ranks.py", "ddp", "2"], 2),
     ],
     ids=["ddp", "ddp_spawn", "torchrun"],
 )
