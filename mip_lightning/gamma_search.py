@@ -14,6 +14,7 @@ from torch import Tensor
 from mip_lightning.errors import UsageError
 from mip_lightning.minibatch import DrawnGamma
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.primary_cost import PrimaryCost
 from mip_lightning.sweep import LabelledMetric
 
 By: TypeAlias = Literal["all", "label", "subject"]
@@ -64,6 +65,41 @@ def best_of(
     return Selected(gamma, seen[gamma])
 
 
+class FlopsBudget:
+    """Whether the primary takes few enough FLOPs at a gamma.
+
+    Args:
+        model: The module.
+        batch: A batch on the module's device, of whose samples the FLOPs are.
+        max_flops: The most that are allowed, for a sample.
+        grid: Values of gamma of which at least one must be cheap enough.
+
+    Raises:
+        UsageError: If none is.
+    """
+
+    def __init__(
+        self, model: HyperLightningModule, batch: Any, max_flops: float, grid: Sequence[float]
+    ) -> None:
+        (inputs, *_) = model.inputs_of(batch, torch.tensor([[grid[0]]], device=model.device))
+        self._cost = PrimaryCost(model.model, inputs)
+        self.max_flops = max_flops
+        cheapest = min(map(self.flops, grid))
+        if cheapest > max_flops:
+            raise UsageError(
+                f"max_flops={max_flops:g}: the primary takes {cheapest:.4g} FLOPs for a sample at"
+                " the cheapest gamma; allow as many"
+            )
+
+    def flops(self, gamma: float) -> float:
+        """FLOPs of the primary for a sample."""
+        return self._cost.flops(torch.tensor([gamma]))
+
+    def __call__(self, gamma: float) -> bool:
+        """Whether they are few enough."""
+        return self.flops(gamma) <= self.max_flops
+
+
 class GammaSearch:
     """Evaluates a module's metric at gamma, and looks for the best.
 
@@ -74,6 +110,7 @@ class GammaSearch:
         grid: Values of gamma in ascending order, from which the search starts.
         tolerance: How close to come to the best gamma.
         report: Called with a line of text before each evaluation.
+        allowed: Whether a gamma may be chosen; what may not is not evaluated.
 
     Raises:
         UsageError: If there is no such metric, it has no better end, or gamma is no number.
@@ -87,6 +124,7 @@ class GammaSearch:
         grid: Sequence[float],
         tolerance: float,
         report: Callable[[str], None] = lambda line: None,
+        allowed: Callable[[float], bool] = lambda gamma: True,
     ) -> None:
         metrics = model.configure_metrics()
         if metric not in metrics:
@@ -107,6 +145,7 @@ class GammaSearch:
         self.grid = list(grid)
         self.tolerance = tolerance
         self.report = report
+        self.allowed = allowed
         self._values: dict[float, dict[str, float]] = {}
 
     def select(self, by: By) -> dict[str, Selected]:
@@ -122,7 +161,8 @@ class GammaSearch:
                 self.report(
                     f"{self.metric} at gamma = {gamma:.4f} (number {len(self._values) + 1})"
                 )
-                self._values[gamma] = measure(torch.tensor([[gamma]], device=self.model.device))
+                draw = torch.tensor([[gamma]], device=self.model.device)
+                self._values[gamma] = measure(draw) if self.allowed(gamma) else {}
             return self._values[gamma]
 
         self._values.clear()
@@ -181,7 +221,12 @@ def _sample(value: Any, index: int) -> Any:
 
 
 def write_selected(
-    path: Path, selected: Mapping[str, Selected], by: By, metric: str, ckpt_path: str | None
+    path: Path,
+    selected: Mapping[str, Selected],
+    by: By,
+    metric: str,
+    ckpt_path: str | None,
+    max_flops: float | None = None,
 ) -> None:
     """Write what was selected as YAML, which ``predict`` and ``export`` take as their gamma.
 
@@ -191,6 +236,7 @@ def write_selected(
         by: Of which of them.
         metric: Name of the metric.
         ckpt_path: The checkpoint.
+        max_flops: The most FLOPs that were allowed; ``None`` for any number.
     """
     gammas = {name: round(best.gamma, 6) for name, best in selected.items()}
     values = {name: round(best.value, 6) for name, best in selected.items()}
@@ -200,6 +246,7 @@ def write_selected(
         "metric": metric,
         "value": values["all"] if by == "all" else values,
         "checkpoint": ckpt_path,
+        **({} if max_flops is None else {"max_flops": max_flops}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished_{path.name}")

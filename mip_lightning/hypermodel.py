@@ -25,6 +25,7 @@ from mip_lightning.draws import (
 )
 from mip_lightning.encodings import EncodingType, IdentityEncoding, L2Encoding, make_encoding
 from mip_lightning.errors import UsageError
+from mip_lightning.gamma_argument import GammaArgument, fix_gamma
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.initialization import activation_gain, change_targets, share_with_theta0
 from mip_lightning.layout import ParameterLayout
@@ -122,6 +123,12 @@ class HyperModel(nn.Module):
         targets = _targets(self.layout, hypernetwork, theta0, theta.pretrained)
         self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork, targets)
         self._reweighted = Reweighted(primary, list(theta0))
+        self._gamma_argument = GammaArgument(primary)
+
+    @property
+    def asks_for_gamma(self) -> bool:
+        """Whether the primary's ``forward`` has an argument ``gamma``, which it then gets."""
+        return self._gamma_argument.is_asked_for
 
     @property
     def theta0(self) -> dict[str, nn.Parameter]:
@@ -168,7 +175,7 @@ class HyperModel(nn.Module):
             gamma: Shape ``(D,)`` or ``(K, D)``.
             inputs: As in ``forward``.
         """
-        return self.run(self.theta_at(gamma), inputs)
+        return self.run(self.theta_at(gamma), inputs, gamma)
 
     def theta_at(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
         """As ``theta``, but in the primary's own shapes for one draw of shape ``(1, D)`` too.
@@ -199,24 +206,34 @@ class HyperModel(nn.Module):
             theta = {name: theta0[name] + part for name, part in parts.items()}
             return theta if self.weight_norm is None else self.weight_norm(theta)
 
-    def run(self, theta: Mapping[str, Tensor], inputs: Inputs) -> Any:
+    def run(
+        self,
+        theta: Mapping[str, Tensor],
+        inputs: Inputs,
+        gamma: Float[Tensor, "*K D"] | None = None,
+    ) -> Any:
         """Run the primary with given weights.
 
         Args:
             theta: Name to ``(*shape)`` or ``(K, *shape)``, as ``theta`` gives it.
             inputs: As in ``forward``; for K draws, each tensor in it is split into K groups.
+            gamma: What theta was predicted at, for a primary whose ``forward`` has an argument of
+                this name: it gets the draw of shape ``(D,)``, on the device on which it is given.
 
         Returns:
             What the primary returns, for all samples.
 
         Raises:
-            UsageError: If K does not divide the number of samples, or each has a gamma of its own
-                and a layer in training normalizes over samples.
+            UsageError: If K does not divide the number of samples, each has a gamma of its own
+                and a layer in training normalizes over samples, or the primary asks for a gamma
+                that is not given.
         """
         args, kwargs = as_arguments(inputs)
+        add_gamma = self._gamma_argument.added
         name, first = next(iter(theta.items()))
         if first.ndim == len(self.layout.shapes[name]):
-            return self._reweighted(theta, args, kwargs)
+            gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
+            return self._reweighted(theta, args, add_gamma(args, kwargs, gamma))
         num_draws = len(first)
         self._check_samples(num_draws, args, kwargs)
         grouped_args = tuple(split_draws(value, num_draws) for value in args)
@@ -227,7 +244,11 @@ class HyperModel(nn.Module):
                     self._reweighted(
                         {name: t[k] for name, t in theta.items()},
                         tuple(pick_draw(value, k) for value in grouped_args),
-                        {name: pick_draw(value, k) for name, value in grouped_kwargs.items()},
+                        add_gamma(
+                            args,
+                            {name: pick_draw(value, k) for name, value in grouped_kwargs.items()},
+                            None if gamma is None else gamma[k],
+                        ),
                     )
                     for k in range(num_draws)
                 ]
@@ -250,7 +271,8 @@ class HyperModel(nn.Module):
             gamma: A number (D = 1) or shape ``(D,)``.
 
         Returns:
-            A copy of the primary that shares nothing with this model.
+            A copy of the primary that shares nothing with this model. Where its ``forward`` asks
+            for gamma, it is called at this one unless it is given another.
 
         Raises:
             UsageError: If gamma is not one valid value.
@@ -263,6 +285,7 @@ class HyperModel(nn.Module):
         parameters = dict(network.named_parameters())
         for name, value in theta.items():
             parameters[name].copy_(value)
+        fix_gamma(network, gamma[0])
         return network
 
     @torch.no_grad()
@@ -292,9 +315,9 @@ class HyperModel(nn.Module):
         """Whether K draws are called in turn, for what ``vmap`` cannot do.
 
         It cannot write buffers (running statistics), run recurrent layers, or look at values, as a
-        hypermodel in the primary does.
+        hypermodel in the primary does, or one that asks for gamma may.
         """
-        return any(
+        return self.asks_for_gamma or any(
             isinstance(module, (nn.RNNBase, HyperModel))
             or (module.training and next(module.buffers(recurse=False), None) is not None)
             for module in self.primary.modules()

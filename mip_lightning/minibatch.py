@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from mip_lightning.draws import tensors_in
+from mip_lightning.draws import Inputs, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import HyperModel
 
@@ -45,11 +45,27 @@ class DrawnGamma:
 
     Args:
         gamma: The draws.
+        raw: The draws on the CPU, for primaries that ask for gamma; by default copied there when
+            first needed, which waits for the device.
     """
 
-    def __init__(self, gamma: Float[Tensor, "K D"]) -> None:
+    def __init__(
+        self, gamma: Float[Tensor, "K D"], raw: Float[Tensor, "K D"] | None = None
+    ) -> None:
         self.gamma = gamma
+        self._raw = raw
         self._theta: dict[str, Tensor] | None = None
+
+    def run(self, model: HyperModel, inputs: Inputs) -> Any:
+        """Run the primary at it.
+
+        Args:
+            model: The model.
+            inputs: As in ``HyperModel.forward``.
+        """
+        if model.asks_for_gamma and self._raw is None:
+            self._raw = self.gamma.cpu()
+        return model.run(self.theta(model), inputs, self._raw)
 
     def theta(self, model: HyperModel) -> dict[str, Tensor]:
         """The weights, predicted once."""

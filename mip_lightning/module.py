@@ -71,6 +71,9 @@ class HyperLightningModule(LightningModule, ABC):
     mode: ClassVar[Literal["min", "max"]] = "min"
     """Whether a small or a large ``monitor`` is good."""
 
+    ranks_share_gamma: bool = False
+    """Whether all ranks draw the same gamma: so that none waits, where it sets sizes."""
+
     predicts_volumes: ClassVar[bool] = False
     """Whether ``predict_step`` gives a list of ``Volume``, which go to NIfTI files."""
 
@@ -144,29 +147,32 @@ class HyperLightningModule(LightningModule, ABC):
         not wait for the device, and its weights are predicted once however often it is called.
         """
         if self._drawn is not None and gamma is self._drawn.gamma:
-            return self.model.run(self._drawn.theta(self.model), inputs)
+            return self._drawn.run(self.model, inputs)
         return self.model(inputs, gamma)
 
     def draw_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
         """Draw gamma for a training batch.
 
         A function of the seed, the epoch, the batch index and the rank alone, so that a resumed
-        run draws what the undisturbed one would have drawn.
+        run draws what the undisturbed one would have drawn. Of the rank only where ranks do not
+        share gamma.
         """
         num_draws = (
             batch_size(batch) if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
         )
-        entropy = [self.gamma_seed, self.current_epoch, batch_idx, self.global_rank]
+        rank = 0 if self.ranks_share_gamma else self.global_rank
+        entropy = [self.gamma_seed, self.current_epoch, batch_idx, rank]
         (seed,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seed))
         return self.model.prior.sample(num_draws, generator)
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         """Draw gamma, compute the loss, and log both."""
+        raw = self.draw_gamma(batch, batch_idx)
         # Moved here and not by the logger, whose copy would wait for the device.
-        gamma = self.draw_gamma(batch, batch_idx).to(self.device, non_blocking=True)
+        gamma = raw.to(self.device, non_blocking=True)
         size = batch_size(batch)
-        with self._draws(DrawnGamma(gamma)) as drawn:
+        with self._draws(DrawnGamma(gamma, raw)) as drawn:
             output = self._output(batch, gamma)
             objective = output.loss
             if self.theta_decay:

@@ -19,7 +19,7 @@ from mip_lightning.export import (
     export_network,
     random_like,
 )
-from mip_lightning.gamma_search import By, GammaSearch, write_selected
+from mip_lightning.gamma_search import By, FlopsBudget, GammaSearch, write_selected
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.requested_gamma import GammaRequest, RequestedGamma
 
@@ -78,6 +78,7 @@ class HyperTrainer(Trainer):
         grid_size: int = 11,
         tolerance: float = 0.01,
         path: str = "selected_gamma.yaml",
+        max_flops: float | None = None,
     ) -> Path:
         """Find the best gamma on the validation data, by a grid and a golden-section search.
 
@@ -93,12 +94,15 @@ class HyperTrainer(Trainer):
             tolerance: How close to come to the best gamma, as a share of the prior's range.
             path: The YAML file, relative to the run's folder unless absolute; ``predict`` and
                 ``export`` take it as their gamma.
+            max_flops: Choose among the gamma at which the primary takes at most so many FLOPs for a
+                sample, as ``CostCurve`` counts them; by default any.
 
         Returns:
             The path of the file.
 
         Raises:
-            UsageError: If a value is out of range, or as ``GammaSearch`` raises.
+            UsageError: If a value is out of range, no gamma is as cheap as that, or as
+                ``GammaSearch`` raises.
         """
         if grid_size < 2:
             raise UsageError(f"grid_size={grid_size}: start from 2 values or more")
@@ -120,12 +124,16 @@ class HyperTrainer(Trainer):
         metric = metric or model.monitored_metric
         grid = model.model.prior.grid(grid_size)[:, 0].tolist()
         width = tolerance * (grid[-1] - grid[0])
+        budget = None if max_flops is None else FlopsBudget(model, batches[0], max_flops, grid)
         with Console(stderr=True).status("selecting gamma") as status:
-            search = GammaSearch(model, batches, metric, grid, width, status.update)
+            search = GammaSearch(
+                model, batches, metric, grid, width, status.update, budget or (lambda gamma: True)
+            )
             selected = search.select(by)
-        write_selected(file, selected, by, metric, ckpt_path)
+        write_selected(file, selected, by, metric, ckpt_path, max_flops)
         for name, best in selected.items():
-            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4f}")
+            cost = f", {budget.flops(best.gamma):.4g} FLOPs" if budget else ""
+            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4f}{cost}")
         rank_zero_info(f"The best gamma: {file}")
         return file
 

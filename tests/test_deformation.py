@@ -14,11 +14,11 @@ from mip_lightning.tasks import (
     TotalVariationPenalty,
 )
 from mip_lightning.tasks.deformation import jacobian_determinant, resized
+from mip_lightning.tasks.dice import dice_by_label
 from mip_lightning.tasks.registration_metrics import (
     FoldedShare,
     GradientMagnitude,
     MeanDice,
-    dice_by_label,
 )
 from mip_lightning.warping import Warping
 

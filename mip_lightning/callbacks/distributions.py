@@ -27,6 +27,7 @@ from mip_lightning.callbacks.files import (
 from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.draws import as_arguments, tensors_in
 from mip_lightning.errors import UsageError
+from mip_lightning.gamma_argument import fix_gamma
 from mip_lightning.module import HyperLightningModule
 
 ORDINARY = "ordinary"
@@ -157,6 +158,7 @@ def collect(
     gammas = grid.to(module.device)
     (inputs, *_) = module.inputs_of(batch, gammas[:1])
     ordinary = model.ordinary().eval()
+    fix_gamma(ordinary, grid[len(grid) // 2])
     for index in (ORDINARY_INDEX, *range(len(grid))):
         network = ordinary if index < 0 else model.primary
         with _outputs(network, layers) as outputs:
@@ -166,7 +168,7 @@ def collect(
                 theta: Mapping[str, Tensor] = dict(ordinary.named_parameters())
             else:
                 theta = model.theta(gammas[index])
-                model.run(theta, inputs)
+                model.run(theta, inputs, grid[index])
         for layer, name in layers.items():
             samples["weights", layer or name][index] = _pick(theta[name])
             if layer in outputs:

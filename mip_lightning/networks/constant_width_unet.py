@@ -1,9 +1,9 @@
-"""The paper's U-Net: the same number of features at every level, in 2D and 3D.
+"""The paper's U-Nets: the same number of features at every level, in 2D and 3D.
 
 Not called ``UNet``: MONAI has one, and of two classes neither goes by its short name.
 """
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
-
-SpatialDims: TypeAlias = Literal[2, 3]
+from mip_lightning.networks.normalization import SpatialDims
+from mip_lightning.networks.rescaling import Factor, as_factor, rescaled, resized
 
 
 class ConstantWidthUNet(nn.Module):
@@ -86,28 +86,55 @@ class ConstantWidthUNet(nn.Module):
         Raises:
             UsageError: If an image has another number of dimensions, or is too small.
         """
-        size = images.shape[2:]
         smallest = 2 ** (len(self.encoder) - 1)
+        self._check(images, smallest)
+        pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
+        return self._through(images, lambda below: pool(below, 2))
+
+    def _check(self, images: Tensor, smallest: int) -> None:
+        size = images.shape[2:]
         if len(size) != self.spatial_dims or min(size) < smallest:
             raise UsageError(
-                f"images of {' x '.join(map(str, size))}: a ConstantWidthUNet of"
+                f"images of {' x '.join(map(str, size))}: a {type(self).__name__} of"
                 f" spatial_dims={self.spatial_dims} and levels={len(self.encoder)} needs"
                 f" {self.spatial_dims} dimensions of at least {smallest}"
             )
-        pool = F.max_pool2d if self.spatial_dims == 2 else F.max_pool3d
+
+    def _through(self, images: Tensor, downsample: Callable[[Tensor], Tensor]) -> Tensor:
         skips: list[Tensor] = []
         for stage in self.encoder:
-            images = stage(pool(images, 2) if skips else images)
+            images = stage(downsample(images) if skips else images)
             skips.append(images)
         images = skips.pop()
         for stage in self.decoder:
             skip = skips.pop()
-            images = F.interpolate(
-                images,
-                size=skip.shape[2:],
-                mode="bilinear" if self.spatial_dims == 2 else "trilinear",
-                align_corners=False,
-            )
-            images = stage(torch.cat([skip, images], dim=1))
+            images = stage(torch.cat([skip, resized(images, skip.shape[2:])], dim=1))
         output: Tensor = self.output(images)
         return output
+
+
+class ScaleSpaceUNet(ConstantWidthUNet):
+    """The U-Net whose encoder shrinks images by gamma, a factor of any size, in place of pooling.
+
+    The decoder enlarges them again to the sizes of the encoder. It has the weights of
+    ``ConstantWidthUNet``. Images of any size fit, at any gamma: one pixel at least is left.
+
+    Source: paper, Section A.4; Gonzalez Ortiz et al., "Amortized Learning of Dynamic Feature
+    Scaling for Image Segmentation", 2023.
+    """
+
+    def forward(
+        self, images: Float[Tensor, "B C *S"], gamma: Factor = 0.5
+    ) -> Float[Tensor, "B features *S"]:
+        """Map images to an output of the same size.
+
+        Args:
+            images: The images.
+            gamma: Factor by which each stage of the encoder shrinks them, in [0, 1].
+
+        Raises:
+            UsageError: If an image has another number of dimensions, or gamma is no factor.
+        """
+        self._check(images, smallest=1)
+        factor = as_factor(gamma)
+        return self._through(images, lambda below: rescaled(below, factor))

@@ -169,5 +169,5 @@ class BayesianClassification(HyperLightningModule):
         """Log-probabilities at each of M draws."""
         gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
         draws = self.evaluation_draws.of(gammas)
-        logits = [self.model.run(drawn.theta(self.model), images) for drawn in draws]
+        logits = [drawn.run(self.model, images) for drawn in draws]
         return torch.stack(logits).log_softmax(dim=-1)

@@ -31,6 +31,7 @@ from mip_lightning.tasks.registration_metrics import (
     MeanDice,
     Pair,
 )
+from mip_lightning.tasks.volumes import in_the_middle
 from mip_lightning.theta import ThetaConfig
 from mip_lightning.warping import Warping
 
@@ -257,16 +258,10 @@ class Registration(HyperLightningModule):
         images["displacement"] = displacement[0].movedim(0, -1)
         size, affine = pair.get("size"), pair.get("affine")
         axes = displacement.ndim - 2
-        if size is not None:
-            start = [
-                (have - int(n)) // 2
-                for have, n in zip(displacement.shape[2:], size[0], strict=True)
-            ]
-            box = tuple(slice(s, s + int(n)) for s, n in zip(start, size[0], strict=True))
-            images = {name: image[box] for name, image in images.items()}
+        box = in_the_middle(displacement.shape[2:], None if size is None else size[0])
         where = torch.eye(4) if affine is None else affine[0]
         return [
-            Volume(f"{stem}_{name}", image.cpu(), where.cpu(), is_vector=image.ndim > axes)
+            Volume(f"{stem}_{name}", image[box].cpu(), where.cpu(), is_vector=image.ndim > axes)
             for name, image in images.items()
         ]
 

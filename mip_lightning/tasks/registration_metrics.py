@@ -1,23 +1,17 @@
 """What registration is measured by, each of a displacement and the pair that it belongs to."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 import torch
 from jaxtyping import Float
-from monai.metrics import compute_dice
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 
 from mip_lightning.errors import UsageError
-from mip_lightning.sweep import LabelledMetric
 from mip_lightning.tasks.deformation import jacobian_determinant, spatial_gradient
+from mip_lightning.tasks.dice import LabelDice
 from mip_lightning.warping import Warping
-
-NUM_LABELS = 256
-"""Labels are bytes."""
 
 
 class Pair(TypedDict):
@@ -44,60 +38,17 @@ class Pair(TypedDict):
     size: NotRequired[Tensor]
 
 
-def dice_by_label(
-    warped: Float[Tensor, "B 1 *S"], fixed: Float[Tensor, "B 1 *S"], num_labels: int
-) -> Float[Tensor, "B L"]:
-    """Dice of each label but the background, by MONAI; NaN where a label is in neither image.
-
-    A label that is in one image only has Dice 0.
-
-    Args:
-        warped: Labels of the warped images.
-        fixed: Labels of the fixed images.
-        num_labels: Number of labels with the background, L + 1.
-    """
-    dice: Tensor = compute_dice(
-        warped,
-        fixed,
-        include_background=False,
-        ignore_empty=False,
-        num_classes=num_labels,
-    )
-    there = [
-        functional.one_hot(labels.long().flatten(1), num_labels).any(dim=1)[:, 1:]
-        for labels in (warped, fixed)
-    ]
-    return dice.masked_fill(~(there[0] | there[1]), torch.nan)
-
-
-class MeanDice(LabelledMetric):
+class MeanDice(LabelDice):
     """Dice of the moving labels, warped by nearest neighbour, and the fixed labels.
 
-    Averaged over the labels of a pair that are in at least one of its two images, then over pairs.
-
-    Source: paper, Section A.3, "Evaluation"; Dice, "Measures of the amount of ecologic
-    association between species", 1945.
+    Source: paper, Section A.3, "Evaluation".
     """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-    label_total: Tensor
-    label_count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("label_total", torch.zeros(NUM_LABELS), dist_reduce_fx="sum")
-        self.add_state(
-            "label_count", torch.zeros(NUM_LABELS, dtype=torch.long), dist_reduce_fx="sum"
-        )
         self.warping = Warping("nearest")
 
-    def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:
+    def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:  # type: ignore[override]  # of what registration predicts
         """Add a batch.
 
         Raises:
@@ -107,25 +58,8 @@ class MeanDice(LabelledMetric):
             raise UsageError(
                 "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
             )
-        fixed = pair["fixed_labels"].to(displacement.dtype)
         warped = self.warping(pair["moving_labels"].to(displacement.dtype), displacement)
-        num_labels = int(torch.stack([warped.amax(), fixed.amax(), fixed.new_tensor(1.0)]).max())
-        dice = dice_by_label(warped, fixed, num_labels + 1)
-        there = ~dice.isnan()
-        has_labels = there.any(dim=1)
-        self.total += dice.nanmean(dim=1)[has_labels].sum()
-        self.count += has_labels.sum()
-        self.label_total[1 : num_labels + 1] += dice.nansum(dim=0)
-        self.label_count[1 : num_labels + 1] += there.sum(dim=0)
-
-    def compute(self) -> Float[Tensor, ""]:
-        """The mean over pairs; NaN where no pair has a label."""
-        return self.total / self.count
-
-    def compute_by_label(self) -> Mapping[int, Float[Tensor, ""]]:
-        """The mean over the pairs that have a label, for each label that any pair has."""
-        mean = self.label_total / self.label_count
-        return {int(label): mean[label] for label in self.label_count.nonzero().flatten()}
+        self.add(warped, pair["fixed_labels"].to(displacement.dtype))
 
 
 class _MeanOverVoxels(Metric):

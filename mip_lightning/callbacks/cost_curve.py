@@ -1,0 +1,148 @@
+"""CostCurve: how good the primary is at each gamma, against what it costs there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from mip_lightning.callbacks.files import (
+    StepTable,
+    Value,
+    publish_figure,
+    symbol,
+    writes_files,
+)
+from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
+from mip_lightning.draws import Inputs
+from mip_lightning.errors import UsageError
+from mip_lightning.module import HyperLightningModule
+from mip_lightning.primary_cost import PrimaryCost, pareto_front
+
+FLOPS, MILLISECONDS, ON_FRONT = "flops", "milliseconds", "on_pareto_front"
+
+
+class CostCurve(HyperCallback):
+    """At the end of test, the accuracy-cost curve of one model over gamma, with its Pareto front.
+
+    For each gamma of the test grid: FLOPs of the primary for a sample, counted (a multiplication
+    and an addition are two), the wall time of a sample on this machine, each metric, and whether
+    no other gamma is as good for fewer FLOPs. Written to ``test_cost_curve.csv`` and ``.png`` in
+    the run's folder. Costs are of the first test batch, without the hypernetwork.
+
+    Args:
+        metric: The metric in the figure and of the front; by default the one that chooses
+            checkpoints.
+
+    Raises:
+        UsageError: If the task has no such metric, or it has no better end.
+    """
+
+    def __init__(self, metric: str | None = None) -> None:
+        super().__init__()
+        self.metric = metric
+        self._inputs: Inputs | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, and look whether there is such a metric."""
+        super().setup(trainer, pl_module, stage)
+        self._inputs = None
+        module = hyper_module(pl_module)
+        metrics = module.configure_metrics()
+        metric = self.metric or module.monitored_metric
+        if metric != "loss" and (metric not in metrics or metrics[metric].higher_is_better is None):
+            known = [n for n, m in metrics.items() if m.higher_is_better is not None]
+            raise UsageError(f"metric={metric!r}: choose one of {', '.join(['loss', *known])}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what the primary takes for the first batch."""
+        if batch_idx == 0 and writes_files(trainer):
+            module = hyper_module(pl_module)
+            (self._inputs, *_) = module.inputs_of(batch, module.test_sweep.grid[:1])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, write, draw, and say where it is."""
+        if self._inputs is None:
+            return
+        module = hyper_module(pl_module)
+        with trainer.precision_plugin.forward_context():
+            rows = self._rows(module, self._inputs)
+        table = StepTable(self.folder / "test_cost_curve.csv", list(rows[0]), None)
+        table.append(rows)
+        figure = draw(rows, module.model.prior.names, self.metric or module.monitored_metric)
+        figure.suptitle(
+            f"{type(module.model.primary).__name__}: one model, its cost chosen by"
+            r" $\gamma$ (test data)"
+        )
+        path = table.path.with_suffix(".png")
+        publish_figure(trainer, figure, path)
+        rank_zero_info(f"Test metrics against cost: {path} (and .csv)")
+
+    def _rows(self, module: HyperLightningModule, inputs: Inputs) -> list[dict[str, Value]]:
+        grid = module.test_sweep.grid.cpu()
+        cost = PrimaryCost(module.model, inputs)
+        flops = [cost.flops(gamma) for gamma in grid]
+        curve = module.curves[self.metric or module.monitored_metric]
+        front = pareto_front(flops, curve.values.tolist(), bool(curve.higher_is_better))
+        milliseconds = cost.milliseconds(grid)
+        return [
+            {
+                **dict(zip(module.model.prior.names, gamma, strict=True)),
+                FLOPS: flops[index],
+                MILLISECONDS: milliseconds[index],
+                **{name: float(other.values[index]) for name, other in module.curves.items()},
+                ON_FRONT: int(front[index]),
+            }
+            for index, gamma in enumerate(grid.tolist())
+        ]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], gammas: Sequence[str], metric: str) -> Figure:
+    """The metric against FLOPs and against time, each point coloured by gamma.
+
+    Args:
+        rows: As in the CSV file.
+        gammas: Name of each dimension of gamma; the first gives the colour.
+        metric: Name of the metric.
+    """
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    front = sorted((row for row in rows if row[ON_FRONT]), key=lambda row: row[FLOPS])
+    left.plot(
+        [row[FLOPS] / 1e9 for row in front],
+        [row[metric] for row in front],
+        color="grey",
+        ls="--",
+        label="Pareto front",
+        zorder=0,
+    )
+    _points(left, rows, [row[FLOPS] / 1e9 for row in rows], gammas[0], metric)
+    left.set_xlabel("GFLOPs of the primary for a sample")
+    left.legend(fontsize="small")
+    points = _points(right, rows, [row[MILLISECONDS] for row in rows], gammas[0], metric)
+    right.set_xlabel("wall time of the primary for a sample, ms")
+    figure.colorbar(points, ax=right, label=symbol(gammas[0]))
+    return figure
+
+
+def _points(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], gamma: str, metric: str
+) -> Any:
+    word = metric.replace("_", " ")
+    axes.set_ylabel(word)
+    axes.set_title(f"{word} against cost")
+    axes.grid(alpha=0.3)
+    colour = [row[gamma] for row in rows]
+    scale = Normalize(min(colour), max(colour))
+    return axes.scatter(x, [row[metric] for row in rows], c=colour, norm=scale, cmap="viridis")

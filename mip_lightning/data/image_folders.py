@@ -1,0 +1,89 @@
+"""ImageFolders: any photographs, a folder for each class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sklearn.model_selection import train_test_split
+from torchvision import datasets
+
+from mip_lightning.data.photographs import LabelledFiles, Photographs
+from mip_lightning.errors import UsageError
+
+
+class ImageFolders(Photographs):
+    """A folder of images for each class, augmented as the paper's photographs.
+
+    ``data_dir/<class>/*.jpg``, or other formats that Pillow reads; classes are numbered by the
+    alphabet of their names. A share of each class is for test.
+
+    Args:
+        data_dir: The folder of the classes' folders.
+        batch_size: Number of images in a batch (on each rank).
+        image_size: Height and width of what the network gets.
+        num_train: Keep only so many training images, drawn before the split; by default all.
+        num_test: Keep only so many test images, drawn at random; by default all.
+        test_fraction: Share of the images for test, in (0, 1), the same share of each class.
+        validation_fraction: Share of the other images held out, in (0, 1), the same share of
+            each class; of a class with one image, none.
+        split_seed: Seed of the splits and the draws, apart from the run's seed, so that replicas
+            share them.
+        num_workers: Number of processes that load batches.
+
+    Raises:
+        UsageError: If a value is out of range, or the folder holds no such folders.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int = 32,
+        image_size: int = 256,
+        num_train: int | None = None,
+        num_test: int | None = None,
+        test_fraction: float = 0.2,
+        validation_fraction: float = 0.2,
+        split_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size,
+            image_size,
+            num_train,
+            num_test,
+            validation_fraction,
+            split_seed,
+            num_workers,
+        )
+        if not 0.0 < test_fraction < 1.0:
+            raise UsageError(f"test_fraction={test_fraction}: give a share in (0, 1)")
+        self.data_dir = Path(data_dir).expanduser()
+        self.test_fraction = test_fraction
+
+    def load(self) -> tuple[LabelledFiles, LabelledFiles]:
+        """List the files, and split off the test images."""
+        try:
+            found = datasets.ImageFolder(str(self.data_dir))
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"data_dir={str(self.data_dir)!r} is no folder of one folder of images for each"
+                f" class ({reason})"
+            ) from error
+        self.label_names = dict(enumerate(found.classes))
+        try:
+            train, test = train_test_split(
+                found.samples,
+                test_size=self.test_fraction,
+                stratify=found.targets,
+                random_state=self.split_seed,
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"test_fraction={self.test_fraction} of {len(found.samples)} images in"
+                f" {len(found.classes)} folders: {error}"
+            ) from error
+        return _files(train), _files(test)
+
+
+def _files(samples: Sequence[tuple[str, int]]) -> LabelledFiles:
+    return LabelledFiles([Path(path) for path, _ in samples], [label for _, label in samples])

@@ -1,0 +1,244 @@
+"""Photographs: image files by class, decoded once, cropped at random in training."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from mip_lightning.errors import UsageError
+
+Sample: TypeAlias = tuple[Tensor, int]
+
+CROP_AREA = (0.25, 1.0)
+"""Share of the image's area that a random crop takes (paper, Section A.1)."""
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Image files with the number of their class.
+
+    Attributes:
+        paths: The files.
+        labels: The class of each, from 0.
+    """
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+
+
+class _Photographs(Dataset[Sample]):
+    """Images in memory, as bytes, and what is done to each when it is taken."""
+
+    def __init__(
+        self, images: Sequence[Tensor], labels: Sequence[int], change: v2.Transform
+    ) -> None:
+        self._images = images
+        self._labels = labels
+        self._change = change
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._change(self._images[index]), self._labels[index]
+
+
+class Photographs(LightningDataModule, ABC):
+    """Classification of photographs, which are decoded once and kept in memory as bytes.
+
+    Training takes a random square of 25 to 100 % of an image's area, brought to ``image_size``,
+    flipped at random, its brightness, contrast and saturation changed by up to 25, 50 and 50 %.
+    Evaluation takes the square in the middle. Values are in [0, 1]. A larger image than a crop can
+    make use of is kept smaller: with a shorter side of ``2 * image_size``. Predictions are made
+    for the test images. A subclass overrides ``load``.
+
+    Source: paper, Section A.1.
+
+    Args:
+        batch_size: Number of images in a batch (on each rank).
+        image_size: Height and width of what the network gets.
+        num_train: Keep only so many training images, drawn before the split; by default all.
+        num_test: Keep only so many test images, drawn at random; by default all.
+        validation_fraction: Share of the training images held out, in (0, 1), the same share of
+            each class; of a class with one image, none.
+        split_seed: Seed of the split and the draws, apart from the run's seed, so that replicas
+            share them.
+        num_workers: Number of processes that load batches.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        image_size: int = 256,
+        num_train: int | None = None,
+        num_test: int | None = None,
+        validation_fraction: float = 0.2,
+        split_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("image_size", image_size),
+            ("num_train", num_train),
+            ("num_test", num_test),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: give 1 or more")
+        if not 0.0 < validation_fraction < 1.0:
+            raise UsageError(f"validation_fraction={validation_fraction}: give a share in (0, 1)")
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.num_train = num_train
+        self.num_test = num_test
+        self.validation_fraction = validation_fraction
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.label_names: dict[int, str] = {}
+        self._files: dict[str, LabelledFiles] = {}
+        self._parts: dict[str, _Photographs] = {}
+
+    @abstractmethod
+    def load(self) -> tuple[LabelledFiles, LabelledFiles]:
+        """The training and the test files; sets ``label_names`` where classes have names."""
+
+    def setup(self, stage: str) -> None:
+        """Split once for all stages, and decode what the stage needs."""
+        if not self._files:
+            train, test = self.load()
+            kept, held_out = self._split(self._drawn(train, self.num_train))
+            self._files = {"train": kept, "val": held_out, "test": self._drawn(test, self.num_test)}
+        needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
+        for part in needed:
+            if part not in self._parts:
+                self._parts[part] = self._decoded(part)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled training batches."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Test batches."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Test batches."""
+        return self._loader("test")
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self._parts[part],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _drawn(self, files: LabelledFiles, number: int | None) -> LabelledFiles:
+        if number is None or number >= len(files.labels):
+            return files
+        generator = torch.Generator().manual_seed(self.split_seed)
+        chosen = torch.randperm(len(files.labels), generator=generator)[:number].sort().values
+        return _picked(files, chosen.tolist())
+
+    def _split(self, files: LabelledFiles) -> tuple[LabelledFiles, LabelledFiles]:
+        counts = Counter(files.labels)
+        alone = [i for i, label in enumerate(files.labels) if counts[label] == 1]
+        others = [i for i, label in enumerate(files.labels) if counts[label] > 1]
+        try:
+            kept, held_out = train_test_split(
+                others,
+                test_size=self.validation_fraction,
+                stratify=[files.labels[i] for i in others],
+                random_state=self.split_seed,
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"validation_fraction={self.validation_fraction} of {len(others)} training images:"
+                f" {error}"
+            ) from error
+        return _picked(files, sorted([*alone, *kept])), _picked(files, sorted(held_out))
+
+    def _decoded(self, part: str) -> _Photographs:
+        files = self._files[part]
+        if not files.paths:
+            raise UsageError(f"{type(self).__name__} has no image for {part!r}")
+        change, keep = (_augmentation if part == "train" else _center)(self.image_size)
+        paths = track(
+            files.paths,
+            f"reading images for {part}",
+            transient=True,
+            disable=not self._shows_progress,
+        )
+        return _Photographs([keep(_read(path)) for path in paths], files.labels, change)
+
+    @property
+    def _shows_progress(self) -> bool:
+        trainer = self.trainer
+        return trainer is None or (
+            trainer.is_global_zero and trainer.progress_bar_callback is not None
+        )
+
+
+def _picked(files: LabelledFiles, chosen: Sequence[int]) -> LabelledFiles:
+    return LabelledFiles([files.paths[i] for i in chosen], [files.labels[i] for i in chosen])
+
+
+def _augmentation(size: int) -> tuple[v2.Transform, v2.Transform]:
+    """What is done to a training image each time it is taken, and once, when it is read."""
+    each = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=CROP_AREA, ratio=(1.0, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.25, contrast=0.5, saturation=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    return each, v2.Lambda(lambda image: _at_most(image, 2 * size))
+
+
+def _center(size: int) -> tuple[v2.Transform, v2.Transform]:
+    """The same for an image of evaluation."""
+    once = v2.Compose(
+        [
+            v2.Lambda(lambda image: v2.functional.center_crop(image, [min(image.shape[1:])] * 2)),
+            v2.Resize([size, size], antialias=True),
+        ]
+    )
+    return v2.ToDtype(torch.float32, scale=True), once
+
+
+def _at_most(image: Tensor, side: int) -> Tensor:
+    """Smaller, if the shorter side is longer than that."""
+    if min(image.shape[1:]) <= side:
+        return image
+    smaller: Tensor = v2.functional.resize(image, [side], antialias=True)
+    return smaller
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as file:
+            image: Tensor = v2.functional.pil_to_tensor(file.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"{path} cannot be read as an image ({error})") from error
+    return image

@@ -1,0 +1,80 @@
+"""The raw gamma for a primary whose ``forward`` asks for it, by an argument of that name."""
+
+import inspect
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mip_lightning.errors import UsageError
+
+NAME = "gamma"
+
+
+class GammaArgument:
+    """Whether a network asks for gamma, and its arguments with it.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        names = list(inspect.signature(network.forward).parameters)
+        self._position = names.index(NAME) if NAME in names else None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the network has such an argument."""
+        return self._position is not None
+
+    def added(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        gamma: Float[Tensor, " D"] | float | None,
+    ) -> dict[str, Any]:
+        """The keyword arguments, with gamma where it is asked for and not given already.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            gamma: One draw.
+
+        Raises:
+            UsageError: If gamma is asked for and there is none.
+        """
+        if self._position is None or NAME in kwargs or len(args) > self._position:
+            return kwargs
+        if gamma is None:
+            raise UsageError(
+                "gamma=None, and the primary's forward asks for gamma: give the gamma at which"
+                " theta was predicted"
+            )
+        return {**kwargs, NAME: gamma}
+
+
+def fix_gamma(network: nn.Module, gamma: Float[Tensor, " D"]) -> None:
+    """From now on a network that asks for gamma is called at this one, unless another is given.
+
+    Args:
+        network: The network, whose class and weights stay as they are.
+        gamma: One draw.
+    """
+    argument = GammaArgument(network)
+    if argument.is_asked_for:
+        # A number where it is one, which exporters keep as a constant.
+        fixed = float(gamma) if gamma.numel() == 1 else gamma.detach().cpu()
+        network.register_forward_pre_hook(_Fixed(argument, fixed), with_kwargs=True)
+
+
+class _Fixed:
+    """The hook; a class of its own, so that the network can be copied and pickled."""
+
+    def __init__(self, argument: GammaArgument, gamma: Float[Tensor, " D"] | float) -> None:
+        self._argument = argument
+        self._gamma = gamma
+
+    def __call__(
+        self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, self._argument.added(args, kwargs, self._gamma)

@@ -1,0 +1,225 @@
+"""Classification and segmentation by networks that rescale by gamma."""
+
+import math
+
+import monai.losses
+import pytest
+import torch
+from test_module import trainer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from mip_lightning import HyperLightningModule, Uniform, UsageError
+from mip_lightning.minibatch import DrawnGamma
+from mip_lightning.networks import ScaleSpaceResNet, ScaleSpaceUNet
+from mip_lightning.requested_gamma import RequestedGamma
+from mip_lightning.tasks import Classification, CrossEntropyThenSoftDice, Segmentation
+from mip_lightning.tasks.dice import LabelDice
+from mip_lightning.trainer import HyperTrainer
+
+
+def classification(**options) -> Classification:
+    network = ScaleSpaceResNet(num_classes=4, in_channels=1, features=[4, 6])
+    return Classification(network, **options)
+
+
+def segmentation(**options) -> Segmentation:
+    return Segmentation(ScaleSpaceUNet(1, 3, features=4, levels=3), **options)
+
+
+def labelled(size: tuple[int, ...] = (12, 10), labels: int = 3) -> dict[str, torch.Tensor]:
+    shape = (2, 1, *size)
+    return {
+        "image": torch.rand(shape),
+        "labels": torch.randint(0, labels, shape, dtype=torch.uint8),
+    }
+
+
+def test_classification_is_smoothed_cross_entropy_at_the_network_of_that_gamma():
+    model = classification(label_smoothing=0.2)
+    images, labels, gamma = torch.rand(6, 1, 16, 16), torch.arange(6) % 4, torch.tensor([[0.3]])
+    loss, logits, target = model.loss([images, labels], gamma)
+    network = model.model.materialize(0.3)
+    probabilities = network(images).softmax(dim=1)
+    smooth = 0.8 * F.one_hot(labels, 4) + 0.2 / 4
+    torch.testing.assert_close(loss, -(smooth * probabilities.log()).sum(dim=1).mean())
+    torch.testing.assert_close(logits, network(images).detach())
+    assert target is labels
+
+
+def test_what_is_not_said_is_the_papers():
+    model = classification()
+    assert (model.theta_decay, model.label_smoothing, model.draws_per_batch) == (1e-3, 0.1, 1)
+    for task in (model, segmentation()):
+        assert str(task.model.prior) == str(Uniform(0.0, 0.5))
+        assert task.model.formulation == "mip"
+
+
+@pytest.mark.parametrize("make", [classification, segmentation])
+def test_ranks_draw_one_gamma_unless_each_is_to_draw_its_own(make, monkeypatch):
+    drawn = {}
+    for share in (True, False):
+        model = make(ranks_share_gamma=share)
+        model.gamma_seed = 1
+        for rank in (0, 1):
+            monkeypatch.setattr(HyperLightningModule, "global_rank", rank)
+            drawn[share, rank] = model.draw_gamma(None, 3).item()
+    assert drawn[True, 0] == drawn[True, 1] == drawn[False, 0]
+    assert drawn[False, 0] != drawn[False, 1]
+
+
+def test_a_batch_of_one_class_trains():
+    model = classification()
+    loss = model.loss([torch.rand(3, 1, 8, 8), torch.full((3,), 2)], torch.tensor([[0.1]])).loss
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_label_that_is_no_class_is_named():
+    with pytest.raises(UsageError, match="reach from 0 to 4, and the primary tells 4 classes"):
+        classification().loss([torch.rand(2, 1, 8, 8), torch.tensor([0, 4])], torch.tensor([[0.1]]))
+    with pytest.raises(UsageError, match="reach from -1 to 0"):
+        classification().loss(
+            [torch.rand(2, 1, 8, 8), torch.tensor([-1, 0])], torch.tensor([[0.1]])
+        )
+    with pytest.raises(UsageError, match="tells 3 classes apart"):
+        segmentation().loss(labelled(labels=9), torch.tensor([[0.3]]))
+
+
+def test_classes_are_predicted_at_the_one_gamma_that_is_asked_for():
+    model, images = classification(), torch.rand(5, 1, 12, 12)
+    loader = DataLoader(images, 5)
+    runner = HyperTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (found,) = runner.predict(model, loader, gamma=0.3)
+    probabilities = model.model.materialize(0.3)(images).softmax(dim=1)
+    torch.testing.assert_close(found["probabilities"], probabilities)
+    assert torch.equal(found["predicted"], probabilities.argmax(dim=1))
+    with pytest.raises(UsageError, match="--gamma"):
+        runner.predict(model, loader)
+    with pytest.raises(UsageError, match="holds 2 values"):
+        runner.predict(model, loader, gamma=[0.1, 0.2])
+
+
+def test_soft_dice_is_the_formula_of_its_docstring_and_nothing_for_an_empty_label():
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    labels = torch.zeros(2, 1, 4, 5, dtype=torch.uint8)
+    labels[0, 0, :2] = 1  # label 2 is nowhere, and the second image is empty
+    found = CrossEntropyThenSoftDice(switch_at=0)(logits, labels)
+    p, s = logits.softmax(dim=1), 1e-5
+    losses = []
+    for image in range(2):
+        for label in (1, 2):
+            y = (labels[image, 0] == label).double()
+            overlap = (p[image, label] * y).sum()
+            losses.append(1 - (2 * overlap + s) / (p[image, label].sum() + y.sum() + s))
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+    sure = torch.full((2, 3, 4, 5), -60.0)
+    sure.scatter_(1, labels.long(), 60.0)
+    assert CrossEntropyThenSoftDice(switch_at=0)(sure, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_before_the_switch_the_loss_is_cross_entropy():
+    batch = labelled()
+    logits = torch.randn(2, 3, 12, 10)
+    expected = -logits.log_softmax(dim=1).gather(1, batch["labels"].long()).mean()
+    torch.testing.assert_close(CrossEntropyThenSoftDice()(logits, batch["labels"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("switch_at", "epochs", "switched"),
+    [
+        (0, 2, [True] * 4),
+        (0.5, 2, [False, False, True, True]),
+        (1, 2, [False, False, True, True]),
+        (2, 3, [False] * 4 + [True] * 2),
+        (0.25, 2, [False, True, True, True]),
+    ],
+)
+def test_the_loss_switches_at_an_epoch_or_a_share_of_training(switch_at, epochs, switched):
+    seen = []
+
+    class Seen(CrossEntropyThenSoftDice):
+        def forward(self, logits, labels):
+            if logits.requires_grad:
+                seen.append(self.switched)
+            return super().forward(logits, labels)
+
+    sample = {name: value[0] for name, value in labelled().items()}
+    model = segmentation(objective=Seen(switch_at))
+    trainer(max_epochs=epochs).fit(model, *[DataLoader([sample] * 2, 1)] * 2)
+    assert seen == switched
+
+
+def test_a_share_of_training_without_end_is_refused():
+    loader = DataLoader([{name: value[0] for name, value in labelled().items()}], 1)
+    with pytest.raises(UsageError, match="which has no end"):
+        trainer(max_epochs=-1).fit(segmentation(), loader, loader)
+    for wrong in (-1.0, 1.5):
+        with pytest.raises(UsageError, match=f"switch_at={wrong:g}"):
+            CrossEntropyThenSoftDice(wrong)
+
+
+def test_a_weighted_sum_of_both_is_monais():
+    objective = monai.losses.DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, lambda_dice=0.3, lambda_ce=0.7
+    )
+    batch, gamma = labelled(), torch.tensor([[0.4]])
+    model = segmentation(objective=objective)
+    loss = model.loss(batch, gamma).loss
+    logits = model.model.materialize(0.4)(batch["image"])
+    parts = [CrossEntropyThenSoftDice(at)(logits, batch["labels"]) for at in (0, 1)]
+    torch.testing.assert_close(loss, 0.3 * parts[0] + 0.7 * parts[1])
+
+
+def test_dice_counts_an_empty_mask_as_its_docstring_says():
+    empty, half = torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, 4, 4)
+    half = half.to(torch.uint8)
+    half[..., :2] = 2
+    dice = LabelDice()
+    dice.update(empty, empty)
+    assert math.isnan(dice.compute())
+    dice.update(half, half)
+    assert dice.compute() == 1  # the empty sample is left out
+    dice.update(half, empty)
+    assert dice.compute() == 0.5
+    assert {label: float(value) for label, value in dice.compute_by_label().items()} == {2: 0.5}
+
+
+def test_segmentation_measures_the_most_probable_labels():
+    model, batch = segmentation(), labelled()
+    output = model.evaluate_at(batch, DrawnGamma(torch.tensor([[0.2]])))
+    logits = model.model.materialize(0.2)(batch["image"])
+    assert torch.equal(output.prediction, logits.argmax(dim=1, keepdim=True).to(torch.uint8))
+    assert output.target is batch["labels"]
+
+
+def test_logits_of_another_size_than_the_image_are_refused():
+    model = Segmentation(nn.Conv2d(1, 3, kernel_size=3))
+    with pytest.raises(UsageError, match="for images of 12 x 10: logits have their size"):
+        model.loss(labelled(), torch.tensor([[0.2]]))
+
+
+@pytest.mark.parametrize("size", [(12, 10), (8, 9, 10)])
+def test_volumes_and_figures_are_of_each_gamma(size):
+    dims = len(size)
+    model = Segmentation(ScaleSpaceUNet(1, 3, dims, features=4, levels=2)).eval()
+    batch = labelled(size) | {"name": ["a", "b"], "size": torch.tensor([size, [5] * dims])}
+    figure = model.draw_examples(batch, torch.tensor([[0.1], [0.4]]))["segmentation"]
+    assert [axes.get_title() for axes in figure.axes][2:] == [
+        r"predicted, $\gamma$ = 0.1",
+        r"predicted, $\gamma$ = 0.4",
+    ]
+    with pytest.raises(UsageError, match="--gamma"):
+        model.predict_step(batch, 0)
+    model.requested = RequestedGamma(model.model.prior, [0.1, 0.4])
+    with torch.no_grad():
+        volumes = model.predict_step(batch, 0)
+    assert [volume.name for volume in volumes] == [
+        f"{name}/gamma_{gamma}_labels" for name in "ab" for gamma in ("0.1", "0.4")
+    ]
+    assert [tuple(volume.values.shape) for volume in volumes] == [size] * 2 + [(5,) * dims] * 2
+    whole = model.model.materialize(0.4)(batch["image"]).argmax(dim=1)
+    starts = [(length - 5) // 2 for length in size]
+    box = (1, *(slice(start, start + 5) for start in starts))
+    assert torch.equal(volumes[3].values, whole[box].to(torch.uint8))
