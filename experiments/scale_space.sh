@@ -23,7 +23,7 @@ case $study in
     ;;
 esac
 declare -A options=(
-  [adam]="--optimizer.lr 1e-3"
+  [adam]="--optimizer.lr 3e-4"
   [sgd]="--optimizer torch.optim.SGD --optimizer.lr 3e-3
     --optimizer.momentum 0.9 --optimizer.nesterov true"
 )
@@ -41,3 +41,5 @@ for optimizer in adam sgd; do
   python -m mip_lightning.report.figures convergence "runs/scale_space_$study/$optimizer"-* \
     --metric "$metric" --out "runs/scale_space_$study/$optimizer.png"
 done
+python -m mip_lightning.report "runs/scale_space_$study"/*/test --metric "$metric" \
+  --by optimizer.class_path model.init_args.formulation

@@ -41,6 +41,15 @@ def test_the_page_on_a_network_of_ones_own_runs_and_learns():
         exec(block, scope)
 
 
+def test_the_page_on_scale_space_runs():
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "scale-space.md").read_text(), re.DOTALL
+    )
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    assert scope["network"](torch.rand(1, 1, 32, 32)).shape == (1, 2, 8, 8)
+
+
 def test_every_room_is_on_the_page():
     package = ROOT / "mip_lightning"
     rooms = {p.name for p in package.glob("*.py")} | {
@@ -60,6 +69,7 @@ def test_every_room_is_on_the_page():
         "docs/performance.md",
         "docs/registration.md",
         "docs/results.md",
+        "docs/scale-space.md",
         "docs/your-own-network.md",
     ],
 )

@@ -178,6 +178,7 @@ class Segmentation(HyperLightningModule):
             one["labels"][0, 0].cpu(),
             found,
             gammas[:, 0].tolist(),
+            self.label_names,
             one["affine"][0].cpu() if "affine" in one else None,
         )
         return {"segmentation": figure}

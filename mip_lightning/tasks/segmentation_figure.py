@@ -1,16 +1,20 @@
 """The figure of a segmentation: an image, its labels, and those predicted at some gamma."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 SIZE = 2.4
 """Width of a panel, in inches."""
+
+MAX_NAMES = 8
+"""More labels are not told by name."""
 
 
 def draw_segmentation(
@@ -18,6 +22,7 @@ def draw_segmentation(
     labels: Integer[Tensor, "*S"],
     found: Integer[Tensor, "n *S"],
     gammas: Sequence[float],
+    names: Mapping[int, str],
     affine: Float[Tensor, "4 4"] | None,
 ) -> Figure:
     """The image, its true labels over it, and those found at each gamma.
@@ -29,6 +34,7 @@ def draw_segmentation(
         labels: Its labels, 0 the background.
         found: The labels that were predicted.
         gammas: The values of gamma.
+        names: Names of labels, told where they are few.
         affine: From voxels to millimetres, which tells where up is; by default along the last axis.
     """
     last = image.ndim - 1
@@ -39,12 +45,20 @@ def draw_segmentation(
     most = max(1, int(labels.max()), int(found.max()))
     columns = len(gammas) + 2
     shape = image.shape[1] / image.shape[0]
-    figure = Figure(figsize=(SIZE * columns, SIZE * shape + 1.0), layout="constrained")
+    figure = Figure(figsize=(SIZE * columns, SIZE * shape + 0.8), layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False)[0]
     _show(panels[0], image, None, most, "image")
     _show(panels[1], image, labels, most, "true labels")
     for panel, gamma, map_ in zip(panels[2:], gammas, found, strict=True):
         _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma:.2g}")
+    if 0 < len(names) <= MAX_NAMES:
+        colours = _colours(most)
+        patches = [
+            Patch(color=colours[label - 1], label=name)
+            for label, name in names.items()
+            if 1 <= label <= most
+        ]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(names))
     for panel in panels:
         if upside_down:
             panel.invert_yaxis()
