@@ -13,6 +13,7 @@ from conftest import ROOT
 from mip_lightning.cli import main
 
 REGISTRATION = str(ROOT / "tests" / "conf" / "registration.yaml")
+SCALE_SPACE = str(ROOT / "tests" / "conf" / "scale_space.yaml")
 QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
 TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 
@@ -68,8 +69,13 @@ def test_predictions_of_two_ranks_are_those_of_one_in_the_same_order(runs):
         assert numbers[0] == pytest.approx(numbers[1], abs=1e-5)
 
 
-def test_dice_of_each_label_and_volumes_are_those_of_one_rank(tmp_path):
-    command("fit", "--config", REGISTRATION, "--run_dir", "run", *TWO_RANKS)
+@pytest.mark.parametrize(
+    ("config", "num_gammas", "num_volumes"),
+    [(REGISTRATION, 3, 2 * 3), (SCALE_SPACE, 4, 2)],
+    ids=["registration", "scale_space"],
+)
+def test_dice_of_each_label_and_volumes_are_those_of_one_rank(config, num_gammas, num_volumes):
+    command("fit", "--config", config, "--run_dir", "run", *TWO_RANKS)
     checkpoint = ["--ckpt_path", "run/checkpoints/last.ckpt"]
     one_rank = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
     for ranks, options in (("two", []), ("one", one_rank)):
@@ -79,13 +85,13 @@ def test_dice_of_each_label_and_volumes_are_those_of_one_rank(tmp_path):
     for ranks in ("two", "one"):
         with Path(f"test_{ranks}", "test_dice_by_label.csv").open(newline="") as file:
             both.append([float(row["dice"]) for row in csv.DictReader(file)])
-    assert len(both[0]) == 4 * 3
+    assert len(both[0]) == 4 * num_gammas
     assert both[0] == pytest.approx(both[1], abs=1e-6)
     two, one = (
         sorted(path.relative_to(folder) for path in folder.glob("*/*.nii.gz"))
         for folder in (Path("predict_two"), Path("predict_one"))
     )
-    assert len(one) == 2 * 3
+    assert len(one) == num_volumes
     assert two == one
 
 

@@ -151,6 +151,19 @@ def test_the_loss_switches_at_an_epoch_or_a_share_of_training(switch_at, epochs,
     assert seen == switched
 
 
+def test_a_checkpoint_is_measured_by_the_loss_that_its_training_had_come_to():
+    sample = {name: value[0] for name, value in labelled().items()}
+    loaders = [DataLoader([sample] * 2, 1)] * 2
+    model, runner = segmentation(objective=CrossEntropyThenSoftDice(1)), trainer(max_epochs=2)
+    runner.fit(model, *loaders)
+    runner.save_checkpoint("last.ckpt")
+    (trained,) = trainer().validate(model, loaders[1], verbose=False)
+    again = segmentation(objective=CrossEntropyThenSoftDice(1))
+    (loaded,) = trainer().validate(again, loaders[1], ckpt_path="last.ckpt", verbose=False)
+    assert again.objective.switched
+    assert loaded["val_loss"] == pytest.approx(trained["val_loss"])
+
+
 def test_a_share_of_training_without_end_is_refused():
     loader = DataLoader([{name: value[0] for name, value in labelled().items()}], 1)
     with pytest.raises(UsageError, match="which has no end"):

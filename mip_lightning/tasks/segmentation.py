@@ -24,6 +24,9 @@ from mip_lightning.tasks.segmentation_losses import CrossEntropyThenSoftDice
 from mip_lightning.tasks.volumes import in_the_middle
 from mip_lightning.theta import ThetaConfig
 
+SWITCHED = "objective_switched"
+"""Key of a checkpoint: whether training had come to soft Dice."""
+
 
 class LabelledImages(TypedDict):
     """A batch of segmentation, as ``SegmentedImages`` gives it.
@@ -145,6 +148,18 @@ class Segmentation(HyperLightningModule):
         if isinstance(self.objective, CrossEntropyThenSoftDice):
             share = self.trainer.global_step / self.trainer.estimated_stepping_batches
             self.objective.progress(self.current_epoch, share)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how far the objective is."""
+        super().on_save_checkpoint(checkpoint)
+        if isinstance(self.objective, CrossEntropyThenSoftDice):
+            checkpoint[SWITCHED] = self.objective.switched
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Measure the objective that the checkpoint's training had come to."""
+        super().on_load_checkpoint(checkpoint)
+        if isinstance(self.objective, CrossEntropyThenSoftDice):
+            self.objective.switched = checkpoint.get(SWITCHED, self.objective.switched)
 
     def sample_names(self, batch: LabelledImages) -> Sequence[str]:
         """The name of each image."""
