@@ -32,6 +32,7 @@ from mip_lightning.callbacks import (
 from mip_lightning.errors import UsageError
 from mip_lightning.messages import OneLineParser, one_line, usage_error
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.optimizers import FACTORED
 from mip_lightning.plain_files import load_plain
 from mip_lightning.run_directory import (
     CHECKPOINTS,
@@ -253,6 +254,9 @@ def _configure_optimizers(
     scheduler_init: dict[str, Any] | None,
 ) -> OptimizerLRScheduler:
     optimizer = instantiate_class(model.parameter_groups(), optimizer_init)
+    factored = FACTORED.get(type(optimizer))
+    if factored is not None:
+        optimizer = factored(model.parameter_groups(), **optimizer_init.get("init_args", {}))
     scheduler = instantiate_class(optimizer, scheduler_init) if scheduler_init else None
     configured: OptimizerLRScheduler = LightningCLI.configure_optimizers(
         model, optimizer, scheduler

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
+from mip_lightning.factored_product import factored_linear
 from mip_lightning.initialization import HeadStart, activation_gain
 from mip_lightning.layout import ParameterLayout
 
@@ -28,6 +29,11 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.hidden_size = hidden_size
         self.layout = layout
+
+    @property
+    def factored_weight(self) -> nn.Parameter | None:
+        """The weight whose gradient is kept as factors where it can be; by default none."""
+        return None
 
     @abstractmethod
     def forward(self, hidden: Float[Tensor, "K H"]) -> Float[Tensor, "K P"]:
@@ -52,9 +58,14 @@ class DenseHead(Head):
         self.weight = nn.Parameter(torch.empty(layout.num_predicted, hidden_size))
         _initialize_rows(self.weight, layout.sizes, start.row_stds)
 
+    @property
+    def factored_weight(self) -> nn.Parameter:
+        """The matrix."""
+        return self.weight
+
     def forward(self, hidden: Float[Tensor, "K H"]) -> Float[Tensor, "K P"]:
         """Multiply the matrix."""
-        return F.linear(hidden, self.weight)
+        return factored_linear(hidden, self.weight)
 
 
 class LowRankHead(Head):
@@ -99,9 +110,14 @@ class LowRankHead(Head):
         self.weight = nn.Parameter(torch.empty(sum(self._sizes), hidden_size))
         _initialize_rows(self.weight, self._sizes, stds)
 
+    @property
+    def factored_weight(self) -> nn.Parameter:
+        """The matrix that predicts all factors."""
+        return self.weight
+
     def forward(self, hidden: Float[Tensor, "K H"]) -> Float[Tensor, "K P"]:
         """Predict the factors and multiply them."""
-        parts = iter(F.linear(hidden, self.weight).split(self._sizes, dim=1))
+        parts = iter(factored_linear(hidden, self.weight).split(self._sizes, dim=1))
         changes = []
         for matrix in self._matrices:
             change = next(parts)

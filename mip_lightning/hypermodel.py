@@ -201,7 +201,7 @@ class HyperModel(nn.Module):
         gamma = gamma.to(reference.device, reference.dtype, non_blocking=True)
         with torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
-            parts = self.layout.split(delta if gamma.ndim == 2 else delta[0])
+            parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
             theta0 = self.theta0
             theta = {name: theta0[name] + part for name, part in parts.items()}
             return theta if self.weight_norm is None else self.weight_norm(theta)

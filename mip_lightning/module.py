@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from mip_lightning.given_hyperparameters import save_plain_hyperparameters
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, EvaluationDraws, StepOutput, batch_size
+from mip_lightning.optimizers import FactoredAdam, describe_update
 from mip_lightning.parts import PartOptions, check_options, check_parts, parameter_groups
 from mip_lightning.priors import Gamma, Joint, Prior
 from mip_lightning.requested_gamma import RequestedGamma
@@ -294,21 +296,24 @@ class HyperLightningModule(LightningModule, ABC):
         self._log_curves("test", self.test_sweep)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """A fused Adam at the paper's learning rate; the command line's optimizer replaces it."""
-        return torch.optim.Adam(self.parameter_groups(), lr=3e-4, fused=True)
+        """Adam at the paper's learning rate; the command line's optimizer replaces it."""
+        return FactoredAdam(self.parameter_groups(), lr=3e-4)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by part, as an optimizer takes them, with each part's options."""
         return parameter_groups(self.parameters(), self.model, self.part_options)
 
     def on_train_start(self) -> None:
-        """Refuse options of a part that its optimizer does not have.
+        """Refuse options of a part that its optimizer does not have; say how the head is updated.
 
         Raises:
             UsageError: If there is one.
         """
         for optimizer in self.trainer.optimizers:
             check_options(optimizer, self.part_options)
+        num_draws = 1 if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
+        head = self.model.hypernetwork.head
+        rank_zero_info(describe_update(head.factored_weight, num_draws, self.trainer.optimizers))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the gamma stream, and what the tensors do not tell of the model."""

@@ -294,7 +294,12 @@ x = torch.rand(4, 1, 8, 8)
 compiled = torch.compile(model, fullgraph=True)
 for gamma in (torch.rand(1), torch.rand(2, 1), torch.rand(4, 1)):
     torch.testing.assert_close(compiled(x, gamma), model(x, gamma), atol=1e-5, rtol=1e-5)
-    compiled(x, gamma).sum().backward()
+    gradients = []
+    for network in (model, compiled):
+        model.zero_grad()
+        network(x, gamma).sum().backward()
+        gradients.append([p.grad + 0 for p in model.parameters()])
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 for wrong in (torch.rand(1, 2), torch.rand(3, 1)):
     try:
         compiled(x, wrong)

@@ -85,6 +85,7 @@ class GradientNorms:
 
     def _squares_of(self, part: str) -> Any:
         def add(gradient: Tensor) -> None:
-            self._squares[part].append(gradient.detach().float().square().sum())
+            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+            self._squares[part].append(norm.square())
 
         return add

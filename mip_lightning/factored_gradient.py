@@ -1,0 +1,317 @@
+"""The gradient of a head's weight as K pairs of factors, in place of the matrix that they make.
+
+With K draws in a step the gradient of the ``(P, H)`` weight is ``sum_k left_k right_k^T``, of
+``K (P + H)`` numbers: ``left_k`` is the gradient with respect to the k-th output, ``right_k`` the
+k-th input. To write the matrix out and read it again is most of what a step of a hypernetwork costs
+beside its primary; the optimizers of ``optimizers.py`` take the factors as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+
+
+def is_smaller(num_pairs: int, shape: torch.Size) -> bool:
+    """Whether so many pairs of factors are fewer numbers than the matrix.
+
+    Args:
+        num_pairs: K.
+        shape: P and H.
+    """
+    return num_pairs * sum(shape) < shape.numel()
+
+
+class _Value:
+    """What a factored gradient and those detached from it share: factors, or a matrix.
+
+    Args:
+        left: Gradients with respect to the outputs.
+        right: Inputs.
+    """
+
+    def __init__(self, left: Float[Tensor, "K P"], right: Float[Tensor, "K H"]) -> None:
+        self.factors: tuple[Tensor, Tensor] | None = (left, right)
+        self.matrix: Tensor | None = None
+
+    def written_out(self) -> Float[Tensor, "P H"]:
+        if self.matrix is None:
+            assert self.factors is not None
+            left, right = self.factors
+            self.matrix = left.T @ right
+        return self.matrix
+
+
+class FactoredGradient(Tensor):
+    """Stands for the matrix ``sum_k left_k right_k^T`` and holds its factors.
+
+    It is a tensor of the matrix's shape. What is done with a gradient on its way to an optimizer
+    keeps the factors: to add another one, to multiply or divide by a number, to take the 2-norm.
+    Any other operation gets the matrix, which is written out once and kept; one that changes the
+    matrix, or gives a view of it, leaves nothing but the matrix.
+
+    Source: the gradient of ``hidden @ weight^T`` with respect to ``weight``.
+
+    Args:
+        left: Gradient with respect to each of the K outputs.
+        right: The K inputs.
+    """
+
+    _value: _Value
+
+    # As every tensor that is nothing but __torch_dispatch__: without it torch would try to make
+    # each result one of this class. It has no public name.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(  # noqa: D102 - documented with the class
+        cls: type["FactoredGradient"], left: Float[Tensor, "K P"], right: Float[Tensor, "K H"]
+    ) -> "FactoredGradient":
+        shape = torch.Size((left.shape[1], right.shape[1]))
+        return cls._of(_Value(left, right), shape, left.dtype, left.device)
+
+    @classmethod
+    def _of(
+        cls, value: _Value, shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> "FactoredGradient":
+        # torch has no public name for it; every tensor made of others, as its own DTensor, is made
+        # so.
+        gradient: FactoredGradient = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype, device=device
+        )
+        gradient._value = value
+        return gradient
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "K P"], Float[Tensor, "K H"]] | None:
+        """The factors left and right; ``None`` once only the matrix is left."""
+        return self._value.factors
+
+    def written_out(self) -> Float[Tensor, "P H"]:
+        """The matrix, an ordinary tensor that is not to be changed."""
+        return self._value.written_out()
+
+    def rows(self, start: int, out: Float[Tensor, "rows H"]) -> None:
+        """Write some rows of the matrix.
+
+        Args:
+            start: The first of them.
+            out: Where they go; as many as it holds are written.
+
+        Raises:
+            ValueError: If there are no factors any more.
+        """
+        if self.factors is None:
+            raise ValueError("rows: only the matrix is left, which written_out() gives")
+        left, right = self.factors
+        columns = left[:, start : start + len(out)].T
+        if len(left) == 1:  # the product of matrices would run on one thread of a CPU
+            torch.mul(columns, right, out=out)
+        else:
+            torch.mm(columns, right, out=out)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        factors = "written out" if self.factors is None else f"{len(self.factors[0])} pairs"
+        return f"FactoredGradient({factors}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.written_out().clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.written_out().__reduce_ex__(protocol)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The matrix as an array."""
+        return self.written_out().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """The matrix as nested lists."""
+        return self.written_out().tolist()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Do an operation on the factors if that can be done, else on the matrix."""
+        kwargs = kwargs or {}
+        known = _ON_FACTORS.get(func)
+        if known is not None:
+            result = known(func, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return _on_matrices(func, args, kwargs)
+
+
+def _on_matrices(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Do an operation on the matrices; the factors of those that it may change are dropped."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    changed: dict[int, FactoredGradient] = {}
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None:  # written to, or seen through the result
+            for leaf in tree_leaves(given.get(argument.name)):
+                if isinstance(leaf, FactoredGradient):
+                    changed[id(leaf.written_out())] = leaf
+                    leaf._value.factors = None
+
+    def matrix(gradient: FactoredGradient) -> Tensor:
+        return gradient.written_out()
+
+    result = func(
+        *tree_map_only(FactoredGradient, matrix, tuple(args)),
+        **tree_map_only(FactoredGradient, matrix, dict(kwargs)),
+    )
+    return tree_map_only(Tensor, lambda t: changed.get(id(t), t), result)
+
+
+def _is_number(other: Any) -> bool:
+    if isinstance(other, Tensor):
+        return other.ndim == 0 and type(other) is Tensor
+    return isinstance(other, (int, float))
+
+
+def _is_factored(gradient: Any) -> bool:
+    return isinstance(gradient, FactoredGradient) and gradient.factors is not None
+
+
+def _detach(func: Any, gradient: FactoredGradient) -> FactoredGradient:
+    return FactoredGradient._of(gradient._value, gradient.shape, gradient.dtype, gradient.device)
+
+
+def _record_stream(func: Any, gradient: FactoredGradient, stream: Any) -> Any:
+    if gradient.factors is None:
+        return NotImplemented
+    for factor in gradient.factors:
+        func(factor, stream)
+    return None
+
+
+def _zero_(func: Any, gradient: FactoredGradient) -> FactoredGradient:
+    sizes = gradient.shape
+    gradient._value.matrix = None
+    gradient._value.factors = (
+        torch.zeros(0, sizes[0], dtype=gradient.dtype, device=gradient.device),
+        torch.zeros(0, sizes[1], dtype=gradient.dtype, device=gradient.device),
+    )
+    return gradient
+
+
+def _joined(first: Any, second: Any, alpha: float) -> tuple[Tensor, Tensor] | None:
+    """The factors of a sum, unless the matrix is no larger than they would be."""
+    if not (_is_factored(first) and _is_factored(second)) or alpha != 1:
+        return None
+    left = torch.cat([first.factors[0], second.factors[0]])
+    right = torch.cat([first.factors[1], second.factors[1]])
+    return (left, right) if is_smaller(len(left), first.shape) else None
+
+
+def _add(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
+    factors = _joined(first, second, alpha)
+    return NotImplemented if factors is None else FactoredGradient(*factors)
+
+
+def _add_(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
+    factors = _joined(first, second, alpha)
+    if factors is None:
+        return NotImplemented
+    first._value.factors, first._value.matrix = factors, None
+    return first
+
+
+def _multiply(func: Any, first: Any, second: Any) -> Any:
+    if isinstance(first, FactoredGradient):
+        return _scaled(func, first, second)
+    return _scaled(func, second, first)
+
+
+def _scaled(func: Any, gradient: Any, number: Any) -> Any:
+    """The product with a number, or the quotient."""
+    if not (_is_factored(gradient) and _is_number(number)):
+        return NotImplemented
+    left, right = gradient.factors
+    return FactoredGradient(func(left, number), right)
+
+
+def _scale_(func: Any, gradient: Any, number: Any) -> Any:
+    if not (_is_factored(gradient) and _is_number(number)):
+        return NotImplemented
+    left, right = gradient.factors
+    out_of_place = aten.mul.Tensor if func is aten.mul_.Tensor else aten.div.Tensor
+    # A new tensor: the old one may be some other gradient's factor too.
+    gradient._value.factors, gradient._value.matrix = (out_of_place(left, number), right), None
+    return gradient
+
+
+def _norm(
+    func: Any,
+    gradient: FactoredGradient,
+    ord: float = 2,  # torch's name
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """``|sum_k l_k r_k^T|^2 = sum_ij (l_i . l_j) (r_i . r_j)``."""
+    if gradient.factors is None or ord != 2 or dim is not None or keepdim:
+        return NotImplemented
+    result = dtype or gradient.dtype
+    exact = torch.promote_types(result, torch.float32)
+    left, right = gradient.factors[0].to(exact), gradient.factors[1].to(exact)
+    if len(left) == 1:
+        norm = torch.linalg.vector_norm(left) * torch.linalg.vector_norm(right)
+    else:
+        norm = ((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt()
+    return norm.to(result)
+
+
+def _unscale_(func: Any, gradients: list[Tensor], found_inf: Tensor, inverse_scale: Tensor) -> None:
+    """What ``GradScaler`` does: a factor that is not finite makes a matrix that is not."""
+    one = torch.ones_like(inverse_scale)
+    for gradient in gradients:
+        if isinstance(gradient, FactoredGradient) and gradient.factors is not None:
+            left, right = (factor.clone() for factor in gradient.factors)
+            func([left], found_inf, inverse_scale)
+            func([right], found_inf, one)
+            gradient._value.factors, gradient._value.matrix = (left, right), None
+        else:
+            func([gradient], found_inf, inverse_scale)
+
+
+def _for_each(operation: Any) -> Any:
+    """An operation on a list of tensors, done on one after another."""
+
+    def run(func: Any, tensors: list[Tensor], *args: Any, **kwargs: Any) -> Any:
+        results = [operation(tensor, *args, **kwargs) for tensor in tensors]
+        return None if func._schema.returns == [] else results
+
+    return run
+
+
+_ON_FACTORS: dict[Any, Any] = {
+    aten.detach.default: _detach,
+    aten.record_stream.default: _record_stream,
+    aten.zero_.default: _zero_,
+    aten.add.Tensor: _add,
+    aten.add_.Tensor: _add_,
+    aten.mul.Tensor: _multiply,
+    aten.div.Tensor: _scaled,
+    aten.mul_.Tensor: _scale_,
+    aten.div_.Tensor: _scale_,
+    aten.linalg_vector_norm.default: _norm,
+    aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
+    aten._foreach_norm.Scalar: _for_each(aten.linalg_vector_norm.default),
+    aten._foreach_zero_.default: _for_each(aten.zero_.default),
+    aten._foreach_mul_.Scalar: _for_each(aten.mul_.Tensor),
+    aten._foreach_mul_.Tensor: _for_each(aten.mul_.Tensor),
+    aten._foreach_div_.Scalar: _for_each(aten.div_.Tensor),
+    aten._foreach_div_.Tensor: _for_each(aten.div_.Tensor),
+}
+"""What is done on factors; a function that says ``NotImplemented`` leaves it to the matrices."""

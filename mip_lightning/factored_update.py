@@ -1,0 +1,173 @@
+"""One pass over a parameter and its moments, from the factors of its gradient.
+
+The parameter is updated a block of rows at a time: the block's gradient goes into a small buffer
+that stays in the cache, and torch's fused kernel updates the block from it. So parameter and
+moments are read and written once, and the gradient is never in memory as a whole.
+"""
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from mip_lightning.factored_gradient import FactoredGradient
+
+BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**22}
+"""Numbers in a block: its gradient, parameters and moments stay in a processor's last cache."""
+
+
+States: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+"""An optimizer's state of each parameter."""
+
+
+def update_by_adam(
+    states: States, parameter: Tensor, gradient: FactoredGradient, group: dict[str, Any]
+) -> None:
+    """Update a parameter as ``torch.optim.Adam`` does.
+
+    Args:
+        states: The optimizer's state; moments are made where there are none.
+        parameter: The parameter, contiguous.
+        gradient: Its gradient, which has factors.
+        group: The options of its group.
+    """
+    state = states[parameter]
+    names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+    if "step" not in state:
+        on_device = group["fused"] or group["capturable"]
+        state["step"] = torch.zeros(
+            (), dtype=torch.float32, device=parameter.device if on_device else "cpu"
+        )
+    for name in names:
+        state[name] = _moment(state.get(name), parameter, group)
+    noises = _noises(parameter, group, len(names))
+    step = state["step"].to(parameter.device, copy=True)
+    for block, block_gradient in _blocks(parameter, gradient):
+        kept = [state[name][block] for name in names]
+        moments = [moment.to(parameter.dtype) for moment in kept]
+        adam(
+            [parameter[block]],
+            [block_gradient],
+            moments[:1],
+            moments[1:2],
+            moments[2:],
+            [step.copy_(state["step"])],
+            fused=True,
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            amsgrad=group["amsgrad"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+        _keep(kept, moments, noises)
+    state["step"] += 1
+
+
+def update_by_sgd(
+    states: States, parameter: Tensor, gradient: FactoredGradient, group: dict[str, Any]
+) -> None:
+    """Update a parameter as ``torch.optim.SGD`` does.
+
+    Args:
+        states: The optimizer's state; the momentum is made where there is none.
+        parameter: The parameter, contiguous.
+        gradient: Its gradient, which has factors.
+        group: The options of its group.
+    """
+    has_momentum = group["momentum"] != 0
+    state = states[parameter] if has_momentum else {}
+    is_first = state.get("momentum_buffer") is None
+    if has_momentum:
+        state["momentum_buffer"] = _moment(state.get("momentum_buffer"), parameter, group)
+    noises = _noises(parameter, group, int(has_momentum))
+    for block, block_gradient in _blocks(parameter, gradient):
+        kept = [state["momentum_buffer"][block]] if has_momentum else []
+        # At the first step the momentum is the gradient, which torch tells by the lack of a buffer.
+        moments: list[Tensor | None] = [
+            None if is_first else moment.to(parameter.dtype) for moment in kept
+        ]
+        sgd(
+            [parameter[block]],
+            [block_gradient],
+            moments or [None],
+            fused=True,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        _keep(kept, moments, noises)
+
+
+def _blocks(parameter: Tensor, gradient: FactoredGradient) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows, each with its gradient, which the next one overwrites."""
+    num_rows, width = parameter.shape
+    at_once = _rows_at_once(parameter)
+    buffer = parameter.new_empty(at_once, width)
+    for start in range(0, num_rows, at_once):
+        rows = buffer[: num_rows - start]
+        gradient.rows(start, rows)
+        yield slice(start, start + len(rows)), rows
+
+
+def _rows_at_once(parameter: Tensor) -> int:
+    return min(len(parameter), max(1, BLOCK_NUMBERS[parameter.device.type] // parameter.shape[1]))
+
+
+def _moment(moment: Tensor | None, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """A moment as the group keeps it, which starts at zero; one that was loaded may differ."""
+    dtype = torch.bfloat16 if group["moments"] == "bfloat16" else parameter.dtype
+    if moment is None:
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+    return moment.to(dtype)
+
+
+def _keep(
+    kept: list[Tensor],
+    moments: Sequence[Tensor | None],
+    noises: list[Integer[Tensor, "rows H"]],
+) -> None:
+    """Put updated moments back, where they are not the kept ones themselves."""
+    for index, (old, new) in enumerate(zip(kept, moments, strict=False)):
+        if new is None or new is old:
+            continue
+        old.copy_(_rounded(new, noises[index]) if old.dtype == torch.bfloat16 else new)
+
+
+def _noises(
+    parameter: Tensor, group: dict[str, Any], num_moments: int
+) -> list[Integer[Tensor, "rows H"]]:
+    """Random numbers for the rounding of each moment.
+
+    All blocks share them, for on a CPU to draw them takes longer than the step. Each rounding is
+    right in the mean all the same. They are those of torch's generator, as dropout's are.
+    """
+    if group["moments"] != "bfloat16":
+        return []
+    shape = (_rows_at_once(parameter), parameter.shape[1])
+    return [
+        torch.randint(0, 2**16, shape, dtype=torch.int32, device=parameter.device)
+        for _ in range(num_moments)
+    ]
+
+
+def _rounded(
+    values: Float[Tensor, "rows H"], noise: Integer[Tensor, "more_rows H"]
+) -> Float[Tensor, "rows H"]:
+    """Values that bfloat16 holds, up or down at random such that their mean is right.
+
+    bfloat16 is the upper half of a float32: the noise is added to the lower half, and that half
+    dropped. With ``beta2 = 0.999`` a second moment changes by less than the distance between two
+    values of bfloat16, so that it would never move if it were rounded to the nearest.
+    """
+    bits = values.float().view(torch.int32)
+    return bits.add_(noise[: len(bits)]).bitwise_and_(-(2**16)).view(torch.float32)
