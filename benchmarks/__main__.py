@@ -2,10 +2,17 @@
 
 from jsonargparse import auto_cli
 
-from benchmarks import callbacks, evaluate, gammas
+from benchmarks import callbacks, data, evaluate, gammas, scale, step
 
 if __name__ == "__main__":
     auto_cli(
-        {"callbacks": callbacks.run, "evaluate": evaluate.run, "gammas": gammas.run},
+        {
+            "callbacks": callbacks.run,
+            "data": data.run,
+            "evaluate": evaluate.run,
+            "gammas": gammas.run,
+            "scale": scale.run,
+            "step": step.run,
+        },
         description="Timings, contestants interleaved in one process.",
     )

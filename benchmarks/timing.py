@@ -27,6 +27,7 @@ class Row:
         contestant: Its name.
         median_ms: Median time, in milliseconds.
         spread_ms: Distance between the quartiles, in milliseconds.
+        peak_mb: Peak memory, in units of 10^6 bytes; ``None`` where it is not measured.
     """
 
     network: str
@@ -34,6 +35,7 @@ class Row:
     contestant: str
     median_ms: float
     spread_ms: float
+    peak_mb: float | None = None
 
 
 def race(
@@ -51,7 +53,7 @@ def race(
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in track(range(warmup + rounds), description=f"{network}, batch {batch}"):
         for name, contestant in contestants.items():
-            elapsed = _milliseconds(contestant)
+            elapsed = milliseconds(contestant)
             if number >= warmup:
                 times[name].append(elapsed)
     return [Row(network, batch, name, *median_and_spread(values)) for name, values in times.items()]
@@ -63,21 +65,31 @@ def report(title: str, rows: list[Row], reference: str, out: Path | None = None)
     Args:
         title: What was measured.
         rows: The figures.
-        reference: The contestant that ratios are taken to.
+        reference: The contestant that ratios are taken to, where it took part.
         out: The CSV file; none by default.
     """
     table = Table(title=f"{title} on {device_name()}")
     for column in ("network", "batch", "contestant"):
         table.add_column(column)
-    for column in ("median, ms", "spread, ms", f"ratio to {reference}"):
+    for column in ("median, ms", "spread, ms", f"ratio to {reference}", "peak, MB"):
         table.add_column(column, justify="right")
     for row in rows:
-        (base,) = (
-            other.median_ms
-            for other in rows
-            if (other.network, other.batch, other.contestant) == (row.network, row.batch, reference)
+        base = next(
+            (
+                other.median_ms
+                for other in rows
+                if (other.network, other.batch, other.contestant)
+                == (row.network, row.batch, reference)
+            ),
+            None,
         )
-        figures = (f"{row.median_ms:.2f}", f"{row.spread_ms:.2f}", f"{row.median_ms / base:.2f}")
+        peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f}"
+        figures = (
+            f"{row.median_ms:.2f}",
+            f"{row.spread_ms:.2f}",
+            f"{row.median_ms / base:.2f}" if base else "",
+            peak,
+        )
         table.add_row(row.network, str(row.batch), row.contestant, *figures)
     Console().print(table)
     if out is not None:
@@ -99,14 +111,16 @@ def device_name() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _milliseconds(contestant: Contestant) -> float:
+def milliseconds(contestant: Contestant) -> float:
+    """Time of one call, by the device's own clock where it has one."""
     if torch.cuda.is_available():
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         contestant()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end)
+        elapsed: float = start.elapsed_time(end)
+        return elapsed
     begin = time.perf_counter()
     contestant()
     return (time.perf_counter() - begin) * 1e3

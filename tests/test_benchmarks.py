@@ -3,7 +3,8 @@
 import csv
 from pathlib import Path
 
-from benchmarks import callbacks, evaluate, gammas
+from benchmarks import callbacks, data, evaluate, gammas, scale, step
+from benchmarks.timing import Row, report
 
 
 def test_the_benchmark_of_gammas_writes_a_row_for_each_contestant():
@@ -27,3 +28,48 @@ def test_the_benchmark_of_evaluation_compares_a_sweep_with_ordinary_networks():
         rows = list(csv.DictReader(file))
     assert [row["network"] for row in rows] == ["LeNet"] * 4 + ["U-Net"] * 4
     assert [row["contestant"] for row in rows[:3]] == ["plain", "materialized", "hypernetwork"]
+
+
+def test_the_benchmark_of_a_step_compares_all_contestants_and_their_memory(monkeypatch):
+    cases = step._cases
+    monkeypatch.setattr(step, "_cases", lambda small: cases(small)[:1])
+    step.run(rounds=2, small=True, out=Path("step.csv"))
+    with Path("step.csv").open(newline="") as file:
+        rows = {row["contestant"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [
+        "plain", "default", "mip", "mip-written-out", "hyperlight-adam", "hyperlight-fused", "bound"
+    ]  # fmt: skip
+    assert all(float(row["median_ms"]) > 0 for row in rows.values())
+    assert float(rows["bound"]["median_ms"]) > float(rows["plain"]["median_ms"])
+    assert rows["bound"]["peak_mb"] == ""
+    assert float(rows["mip"]["peak_mb"]) > 3 * 48_000 * 128 * 4 / 1e6  # weight and moments
+
+
+def test_the_benchmark_of_scale_has_a_row_for_each_head_and_size():
+    scale.run(steps=2, small=True, out=Path("scale.csv"))
+    with Path("scale.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["contestant"] for row in rows] == list(scale.HEADS) * 2
+    assert all(float(row["median_ms"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
+
+
+def test_the_benchmark_of_scale_leaves_out_what_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(scale, "available", lambda: 1e5)
+    scale.run(steps=2, small=True)
+    assert capsys.readouterr().out.count("left out") == 8
+
+
+def test_the_benchmark_of_data_compares_loading_in_the_process_and_in_workers():
+    data.run(rounds=1, batches=2, small=True, out=Path("data.csv"))
+    with Path("data.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["Digits"] * 2 + ["TemplateBrains"] * 2
+
+
+def test_a_memory_that_was_not_measured_is_left_empty():
+    report("nothing", [Row("LeNet", 1, "plain", 1.0, 0.0)], "plain", Path("row.csv"))
+    lines = Path("row.csv").read_text().splitlines()
+    assert lines == [
+        "network,batch,contestant,median_ms,spread_ms,peak_mb",
+        "LeNet,1,plain,1.0,0.0,",
+    ]

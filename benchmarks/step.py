@@ -1,0 +1,186 @@
+"""A training step: forward pass, loss, backward pass and optimizer."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.memory import with_peak
+from benchmarks.timing import Contestant, Row, device, race, report
+from mip_lightning import HyperModel, HypernetworkConfig, Uniform
+from mip_lightning.hypermodel import Formulation
+from mip_lightning.networks import ConstantWidthUNet, LeNet
+from mip_lightning.optimizers import FactoredAdam
+
+HIDDEN_SIZES = (16, 128)
+LEARNING_RATE = 1e-4
+
+PASSES = 8
+"""How often a step has to go over the head's weight: it is read in the forward and in the backward
+pass, and weight and both moments are read and written by the optimizer."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the batch it is trained on."""
+
+    name: str
+    network: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch: int
+
+
+def _cases(small: bool) -> list[Case]:
+    size = (32, 32) if small else (160, 192)
+    cases = [
+        Case("LeNet", LeNet, (1, 28, 28), 64),
+        Case("U-Net", ConstantWidthUNet, (2, *size), 1),
+        Case("U-Net", ConstantWidthUNet, (2, *size), 8),
+    ]
+    return [replace(case, batch=min(case.batch, 2)) for case in cases[:2]] if small else cases
+
+
+def run(
+    rounds: int = 30, memory: bool = True, small: bool = False, out: Path | None = None
+) -> None:
+    """Training steps of the primary by itself and of hypernetworks over it.
+
+    ``plain`` is the primary with a fused Adam. ``default`` and ``mip`` are this library's
+    formulations, ``mip-written-out`` is ``mip`` with torch's fused Adam, which has the head's
+    gradient written out. ``hyperlight-adam`` and ``hyperlight-fused`` are the package hyperlight
+    with torch's Adam as it is by default, and fused. All have hidden layers of 16 and 128.
+    ``bound`` is no network: the time of ``plain`` and that of the bytes of the head that have to
+    be moved, at the speed of a copy.
+
+    Args:
+        rounds: Number of rounds.
+        memory: Measure the peak memory too, each contestant in a process of its own.
+        small: Small images and batches, to see whether it runs.
+        out: A CSV file for the figures.
+    """
+    rows: list[Row] = []
+    for index, case in enumerate(_cases(small)):
+        contestants = {name: _contestant(name, case) for name in CONTESTANTS}
+        head = HyperModel(case.network(), Uniform(), hypernetwork=_CONFIG).hypernetwork.head
+        source = torch.zeros(sum(p.numel() for p in head.parameters()), device=device())
+        target = torch.empty_like(source)
+        race_rows = race(
+            case.name,
+            case.batch,
+            {**contestants, "copy": lambda s=source, t=target: t.copy_(s)},  # type: ignore[misc]
+            rounds,
+        )
+        del contestants, source, target, head
+        *timed, copy = race_rows
+        rows += [
+            replace(row, peak_mb=with_peak(_step_once, row.contestant, index, small)[1])
+            if memory
+            else row
+            for row in timed
+        ]
+        rows.append(_bound(timed[0], copy))
+    report("A training step", rows, "plain", out)
+
+
+_CONFIG = HypernetworkConfig(hidden_sizes=HIDDEN_SIZES)
+
+
+def _bound(plain: Row, copy: Row) -> Row:
+    """A copy reads and writes the head once, which is two passes."""
+    copies = PASSES / 2
+    return Row(
+        plain.network,
+        plain.batch,
+        "bound",
+        plain.median_ms + copies * copy.median_ms,
+        plain.spread_ms + copies * copy.spread_ms,
+    )
+
+
+def _step_once(name: str, index: int, small: bool) -> None:
+    step = _contestant(name, _cases(small)[index])
+    for _ in range(2):  # the first one makes the optimizer's moments
+        step()
+
+
+def _contestant(name: str, case: Case) -> Contestant:
+    torch.manual_seed(0)
+    return CONTESTANTS[name](case)
+
+
+def _stepper(
+    case: Case, forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
+) -> Contestant:
+    batch = torch.rand(case.batch, *case.shape, device=device())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward(batch).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _gamma() -> Tensor:
+    return torch.rand(1, 1, device=device())
+
+
+def _plain(case: Case) -> Contestant:
+    network = case.network().to(device())
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+    return _stepper(case, network, optimizer)
+
+
+def _ours(
+    case: Case,
+    formulation: Formulation = "mip",
+    optimizer: Callable[..., torch.optim.Optimizer] = FactoredAdam,
+) -> Contestant:
+    model = HyperModel(case.network(), Uniform(), formulation, _CONFIG).to(device())
+    return _stepper(
+        case,
+        lambda batch: model.run_at(_gamma(), batch),
+        optimizer(model.parameters(), lr=LEARNING_RATE, fused=True),
+    )
+
+
+def _hyperlight(case: Case, fused: bool) -> Contestant:
+    try:
+        hyperlight = importlib.import_module("hyperlight")
+    except ImportError:
+        raise SystemExit(
+            "benchmarks step: compares with hyperlight: pip install hyperlight==0.0.5"
+        ) from None
+    network = case.network()
+    kinds = [nn.Conv2d, nn.Linear]
+    network = hyperlight.hypernetize(
+        network, modules=hyperlight.find_modules_of_type(network, kinds)
+    ).to(device())
+    hypernetwork = hyperlight.HyperNet(
+        input_shapes={"gamma": (1,)},
+        output_shapes=network.external_shapes(),
+        hidden_sizes=list(HIDDEN_SIZES),
+    ).to(device())
+
+    def forward(batch: Tensor) -> Tensor:
+        with network.using_externals(hypernetwork(gamma=_gamma()[0])):
+            output: Tensor = network(batch)
+            return output
+
+    parameters = [*hypernetwork.parameters(), *network.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True if fused else None)
+    return _stepper(case, forward, optimizer)
+
+
+CONTESTANTS: dict[str, Callable[[Case], Contestant]] = {
+    "plain": _plain,
+    "default": lambda case: _ours(case, "default"),
+    "mip": _ours,
+    "mip-written-out": lambda case: _ours(case, optimizer=torch.optim.Adam),
+    "hyperlight-adam": lambda case: _hyperlight(case, fused=False),
+    "hyperlight-fused": lambda case: _hyperlight(case, fused=True),
+}
+"""What makes each contestant's step."""
