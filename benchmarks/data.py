@@ -22,7 +22,7 @@ def run(rounds: int = 5, batches: int = 50, small: bool = False, out: Path | Non
         small: Few subjects, to see whether it runs.
         out: A CSV file for the figures.
     """
-    subjects = 8 if small else 50
+    subjects = 12 if small else 50
     modules: dict[tuple[str, int], dict[str, LightningDataModule]] = {
         ("Digits", 64): {
             "in the process": Digits(batch_size=64),
