@@ -115,10 +115,12 @@ def _stepper(
     case: Case, forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
 ) -> Contestant:
     batch = torch.rand(case.batch, *case.shape, device=device())
+    with torch.no_grad():
+        target = torch.randn_like(forward(batch))  # out of reach, so that gradients do not vanish
 
     def step() -> None:
         optimizer.zero_grad()
-        forward(batch).square().mean().backward()
+        (forward(batch) - target).square().mean().backward()
         optimizer.step()
 
     return step
