@@ -112,28 +112,29 @@ def _contestant(name: str, case: Case) -> Contestant:
 
 
 def _stepper(
-    case: Case, forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer
+    case: Case,
+    forward: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> Contestant:
-    batch = torch.rand(case.batch, *case.shape, device=device())
-    with torch.no_grad():
-        target = torch.randn_like(forward(batch))  # out of reach, so that gradients do not vanish
+    """A step of a forward pass that takes a batch and a gamma of shape ``(1, 1)``."""
+    place = device()
+    batch = torch.rand(case.batch, *case.shape, device=place)
+    with torch.no_grad():  # the target is out of reach, so that gradients do not vanish
+        target = torch.randn_like(forward(batch, torch.rand(1, 1, device=place)))
 
     def step() -> None:
         optimizer.zero_grad()
-        (forward(batch) - target).square().mean().backward()
+        gamma = torch.rand(1, 1, device=place)
+        (forward(batch, gamma) - target).square().mean().backward()
         optimizer.step()
 
     return step
 
 
-def _gamma() -> Tensor:
-    return torch.rand(1, 1, device=device())
-
-
 def _plain(case: Case) -> Contestant:
     network = case.network().to(device())
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
-    return _stepper(case, network, optimizer)
+    return _stepper(case, lambda batch, gamma: network(batch), optimizer)
 
 
 def _ours(
@@ -144,7 +145,7 @@ def _ours(
     model = HyperModel(case.network(), Uniform(), formulation, _CONFIG).to(device())
     return _stepper(
         case,
-        lambda batch: model.run_at(_gamma(), batch),
+        lambda batch, gamma: model.run_at(gamma, batch),
         optimizer(model.parameters(), lr=LEARNING_RATE, fused=True),
     )
 
@@ -167,8 +168,8 @@ def _hyperlight(case: Case, fused: bool) -> Contestant:
         hidden_sizes=list(HIDDEN_SIZES),
     ).to(device())
 
-    def forward(batch: Tensor) -> Tensor:
-        with network.using_externals(hypernetwork(gamma=_gamma()[0])):
+    def forward(batch: Tensor, gamma: Tensor) -> Tensor:
+        with network.using_externals(hypernetwork(gamma=gamma[0])):
             output: Tensor = network(batch)
             return output
 
