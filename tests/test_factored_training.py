@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.plugins import MixedPrecision
 from test_module import LossAlone, loader, trainer
 from torch import nn
 
@@ -57,6 +58,21 @@ def test_a_fit_gives_the_weights_that_torchs_adam_gives(options):
     assert gradients.kinds == {FactoredGradient}
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_loss_is_unscaled_before_clipping_which_torchs_fused_adam_does_not_allow():
+    def fit(kind, scale):
+        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", scale))
+        module, gradients = task(kind), Gradients()
+        options = {"max_epochs": 2, "gradient_clip_val": 1e-3, "callbacks": [gradients]}
+        trainer(plugins=[precision], **options).fit(module, loader(), loader())
+        assert gradients.kinds == {FactoredGradient}
+        return list(module.parameters())
+
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        fit(WithTorchsAdam, 256.0)
+    for a, b in zip(fit(LossAlone, 256.0), fit(LossAlone, 1.0), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
 
 
 def test_a_resumed_fit_gives_the_weights_of_the_undisturbed_one_whichever_adam_went_before():
