@@ -13,6 +13,7 @@ from mip_lightning.hypermodel import HyperModel
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.minibatch import StepOutput, Volume
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.optimizers import FactoredAdam, FactoredAdamW, FactoredSGD
 from mip_lightning.priors import (
     Categorical,
     EndPointOversampling,
@@ -42,6 +43,9 @@ __all__ = [
     "DirectionEncoding",
     "Encoding",
     "EndPointOversampling",
+    "FactoredAdam",
+    "FactoredAdamW",
+    "FactoredSGD",
     "Head",
     "HyperLightningModule",
     "HyperModel",
