@@ -12,7 +12,7 @@ from benchmarks.memory import with_peak
 from benchmarks.timing import Contestant, Row, device, race, report
 from mip_lightning import HyperModel, HypernetworkConfig, Uniform
 from mip_lightning.hypermodel import Formulation
-from mip_lightning.networks import ConstantWidthUNet, LeNet
+from mip_lightning.networks import ConstantWidthUNet, LeNet, ResNetLike
 from mip_lightning.optimizers import FactoredAdam
 
 HIDDEN_SIZES = (16, 128)
@@ -39,6 +39,7 @@ def _cases(small: bool) -> list[Case]:
         Case("LeNet", LeNet, (1, 28, 28), 64),
         Case("U-Net", ConstantWidthUNet, (2, *size), 1),
         Case("U-Net", ConstantWidthUNet, (2, *size), 8),
+        Case("ResNet-like", ResNetLike, (3, 128, 128), 32),
     ]
     return [replace(case, batch=min(case.batch, 2)) for case in cases[:2]] if small else cases
 
