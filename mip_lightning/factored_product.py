@@ -15,8 +15,8 @@ BLOCK_ROWS = 256
 MAX_BLOCK_DRAWS = 8
 """Up to so many draws the blocks are faster than one product (docs/performance.md)."""
 
-MIN_FACTORED = 2**16
-"""Numbers in a weight below which a written-out gradient costs nothing that can be measured."""
+MIN_FACTORED = 2**21
+"""Numbers in a weight below which a written-out gradient is as fast (docs/performance.md)."""
 
 
 def factored_linear(
@@ -52,7 +52,7 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
         if ranks > 1:
             return f"{ranks} ranks average it"
     if weight.numel() < MIN_FACTORED:
-        return "it is small"
+        return "it is so small that this is as fast"
     if not is_smaller(num_draws, weight.shape):
         return f"the factors of {num_draws} draws are no smaller"
     if weight.device.type not in ("cpu", "cuda"):

@@ -13,6 +13,11 @@ from mip_lightning.networks import LeNet
 LARGE = (BLOCK_ROWS * 12 + 5, 32)
 
 
+@pytest.fixture(autouse=True)
+def _small_weights_have_factors(monkeypatch):
+    monkeypatch.setattr("mip_lightning.factored_product.MIN_FACTORED", 2**16)
+
+
 def inputs(num: int, shape: tuple[int, int] = LARGE) -> tuple[torch.Tensor, nn.Parameter]:
     return torch.randn(num, shape[1], requires_grad=True), nn.Parameter(torch.randn(shape))
 

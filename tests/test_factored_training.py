@@ -20,8 +20,13 @@ from mip_lightning.networks import MultilayerPerceptron
 from mip_lightning.optimizers import FactoredAdam, FactoredAdamW, FactoredSGD
 
 
+@pytest.fixture(autouse=True)
+def _small_weights_have_factors(monkeypatch):
+    monkeypatch.setattr("mip_lightning.factored_product.MIN_FACTORED", 2**16)
+
+
 def task(kind: type[LossAlone] = LossAlone, **options) -> LossAlone:
-    """A task with a head that is large enough for factors."""
+    """A task with a head of 148,000 numbers."""
     seed_everything(0, verbose=False)
     return kind(MultilayerPerceptron(4, 4, hidden_sizes=[128]), Uniform(0, 1), **options)
 
@@ -99,7 +104,7 @@ class WithRMSprop(LossAlone):
     [
         (task, "is kept as factors, which FactoredAdam updates it from"),
         (lambda: task(WithRMSprop), "written out: RMSprop takes no factors, as FactoredAdam, "),
-        (lambda: task(hypernetwork=HypernetworkConfig([4])), "written out: it is small"),
+        (lambda: task(hypernetwork=HypernetworkConfig([4])), "written out: it is so small"),
         (
             lambda: task(hypernetwork=HypernetworkConfig(head=ChunkedHead)),
             "written out: only one of a single matrix",
@@ -148,6 +153,9 @@ import torch
 from lightning.pytorch import Callback
 from test_factored_training import task
 from test_module import loader, trainer
+from mip_lightning import factored_product
+
+factored_product.MIN_FACTORED = 2**16
 
 class Compare(Callback):
     steps = 0

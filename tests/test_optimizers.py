@@ -36,6 +36,7 @@ class Small(nn.Module):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Several blocks in each step, the last one smaller."""
+    monkeypatch.setattr("mip_lightning.factored_product.MIN_FACTORED", 2**16)
     monkeypatch.setattr("mip_lightning.factored_update.BLOCK_NUMBERS", {"cpu": 256 * WIDTH})
 
 
