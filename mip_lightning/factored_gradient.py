@@ -73,14 +73,14 @@ class FactoredGradient(Tensor):
         cls: type["FactoredGradient"], left: Float[Tensor, "K P"], right: Float[Tensor, "K H"]
     ) -> "FactoredGradient":
         shape = torch.Size((left.shape[1], right.shape[1]))
-        return cls._of(_Value(left, right), shape, left.dtype, left.device)
+        value = _Value(left.detach(), right.detach())  # else the graph behind them would be kept
+        return cls._of(value, shape, left.dtype, left.device)
 
     @classmethod
     def _of(
         cls, value: _Value, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> "FactoredGradient":
-        # torch has no public name for it; every tensor made of others, as its own DTensor, is made
-        # so.
+        # It has no public name; torch's own tensors that are made of others are made so.
         gradient: FactoredGradient = Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=device
         )
@@ -220,9 +220,17 @@ def _add(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
 
 def _add_(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
     factors = _joined(first, second, alpha)
-    if factors is None:
+    if factors is not None:
+        first._value.factors, first._value.matrix = factors, None
+        return first
+    if not _is_factored(second) or (first.shape, first.dtype) != (second.shape, second.dtype):
         return NotImplemented
-    first._value.factors, first._value.matrix = factors, None
+    left, right = second.factors
+    matrix = first
+    if isinstance(first, FactoredGradient):
+        matrix = first.written_out()
+        first._value.factors = None
+    matrix.addmm_(left.T, right, alpha=alpha)  # the second one's matrix need not be written out
     return first
 
 

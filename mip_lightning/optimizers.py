@@ -241,7 +241,7 @@ def describe_update(
             name = type(optimizer).__name__
             if any(weight is p for group in optimizer.param_groups for p in group["params"]):
                 if isinstance(optimizer, tuple(FACTORED.values())):
-                    return f"The head's gradient is kept as factors, which {name} updates it from"
+                    return f"The head's gradient is kept as factors: {name} updates it from them"
                 names = ", ".join(kind.__name__ for kind in FACTORED.values())
                 reason = f"{name} takes no factors, as {names} do"
     return f"The head's gradient is written out: {reason or 'the head is not trained'}"

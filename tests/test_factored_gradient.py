@@ -40,6 +40,11 @@ KEEPS_FACTORS = {
 WRITES_OUT = {
     "add a matrix": lambda g: g + torch.ones(SHAPE),
     "add a matrix in place": lambda g: g.add_(torch.ones(SHAPE)),
+    "onto a matrix": lambda g: torch.ones(SHAPE).add_(g, alpha=0.5),
+    "onto a matrix of float64": lambda g: torch.ones(SHAPE, dtype=torch.float64).add_(g),
+    "onto itself changed": lambda g: g.clamp_(0, 1).add_(
+        pair(seed=1)[0 if isinstance(g, FactoredGradient) else 1]
+    ),
     "with alpha": lambda g: g.add_(
         pair(seed=1)[0 if isinstance(g, FactoredGradient) else 1], alpha=2.0
     ),

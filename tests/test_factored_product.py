@@ -152,6 +152,8 @@ def test_a_models_gradient_is_in_factors_and_hooks_see_the_matrix(head):
     model(torch.rand(4, 1, 12, 12), torch.rand(2, 1)).square().sum().backward()
     gradient = model.hypernetwork.head.factored_weight.grad
     assert isinstance(gradient, FactoredGradient)
+    assert not gradient.written_out().requires_grad
+    assert gradient.factors[1].grad_fn is None  # nothing of the graph is kept
     assert len(gradient.factors[0]) == 2
     torch.testing.assert_close(seen[0], gradient.written_out().abs().sum())
     (again,) = torch.autograd.grad(

@@ -102,7 +102,7 @@ class WithRMSprop(LossAlone):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (task, "is kept as factors, which FactoredAdam updates it from"),
+        (task, "is kept as factors: FactoredAdam updates it from them"),
         (lambda: task(WithRMSprop), "written out: RMSprop takes no factors, as FactoredAdam, "),
         (lambda: task(hypernetwork=HypernetworkConfig([4])), "written out: it is so small"),
         (
