@@ -258,7 +258,8 @@ class HyperModel(nn.Module):
             tuple(draws_dimension(value) for value in args),
             {name: draws_dimension(value) for name, value in kwargs.items()},
         )
-        output = vmap(self._reweighted, in_dims, randomness="different")(
+        # Its method, for torch 2.11 compiles no vmap of an object that has no name.
+        output = vmap(self._reweighted.__call__, in_dims, randomness="different")(
             dict(theta), grouped_args, grouped_kwargs
         )
         return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
