@@ -46,7 +46,7 @@ class PrimaryCost:
         return float(counter.get_total_flops()) / self._num_samples
 
     @torch.no_grad()
-    def milliseconds(self, gammas: Float[Tensor, "n D"], rounds: int = 5) -> list[float]:
+    def milliseconds(self, gammas: Float[Tensor, "n D"], rounds: int = 15) -> list[float]:
         """Wall time for each sample at each gamma, in milliseconds: medians.
 
         They run in turn, so that whatever else the machine does meets them all alike.

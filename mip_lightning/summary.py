@@ -55,7 +55,7 @@ class Summary:
     bytes_per_weight: int
 
     def memory(self) -> dict[str, int]:
-        """Bytes that the hypernetwork's weights, their gradient and Adam's two moments take."""
+        """Bytes of the hypernetwork's weights, their gradient written out, and Adam's two moments."""
         weights = (self.num_trunk + self.num_head) * self.bytes_per_weight
         return {"weights": weights, "gradient": weights, "Adam's moments": 2 * weights}
 
@@ -95,9 +95,12 @@ class Summary:
             table.add_row(name, f"{number:,}", _size(number * self.bytes_per_weight))
         table.add_section()
         memory = self.memory()
-        for name in ("gradient", "Adam's moments"):
+        for name, word in (
+            ("gradient", "gradient, if written out"),
+            ("Adam's moments", "Adam's moments"),
+        ):
             number = memory[name] // self.bytes_per_weight
-            table.add_row(f"hypernetwork: {name}", f"{number:,}", _size(memory[name]))
+            table.add_row(f"hypernetwork: {word}", f"{number:,}", _size(memory[name]))
         return table
 
 
