@@ -2,12 +2,13 @@
 
 from jsonargparse import auto_cli
 
-from benchmarks import callbacks, data, evaluate, gammas, scale, step
+from benchmarks import callbacks, channels_last, data, evaluate, gammas, scale, step
 
 if __name__ == "__main__":
     auto_cli(
         {
             "callbacks": callbacks.run,
+            "channels_last": channels_last.run,
             "data": data.run,
             "evaluate": evaluate.run,
             "gammas": gammas.run,

@@ -33,15 +33,16 @@ class Case:
     batch: int
 
 
-def _cases(small: bool) -> list[Case]:
+def cases(small: bool) -> list[Case]:
+    """The networks and batches that are timed."""
     size = (32, 32) if small else (160, 192)
-    cases = [
+    listed = [
         Case("LeNet", LeNet, (1, 28, 28), 64),
         Case("U-Net", ConstantWidthUNet, (2, *size), 1),
         Case("U-Net", ConstantWidthUNet, (2, *size), 8),
         Case("ResNet-like", ResNetLike, (3, 128, 128), 32),
     ]
-    return [replace(case, batch=min(case.batch, 2)) for case in cases[:2]] if small else cases
+    return [replace(case, batch=min(case.batch, 2)) for case in listed[:2]] if small else listed
 
 
 def run(
@@ -63,7 +64,7 @@ def run(
         out: A CSV file for the figures.
     """
     rows: list[Row] = []
-    for index, case in enumerate(_cases(small)):
+    for index, case in enumerate(cases(small)):
         contestants = {name: _contestant(name, case) for name in CONTESTANTS}
         head = HyperModel(case.network(), Uniform(), hypernetwork=_CONFIG).hypernetwork.head
         source = torch.zeros(sum(p.numel() for p in head.parameters()), device=device())
@@ -102,7 +103,7 @@ def _bound(plain: Row, copy: Row) -> Row:
 
 
 def _step_once(name: str, index: int, small: bool) -> None:
-    step = _contestant(name, _cases(small)[index])
+    step = _contestant(name, cases(small)[index])
     for _ in range(2):  # the first one makes the optimizer's moments
         step()
 

@@ -262,13 +262,30 @@ def _fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> bo
 
 
 def _complete(optimizer: Optimizer, moments: str) -> None:
-    """Give the optimizer and the groups that lack it the choice of moments."""
+    """Give the optimizer and the groups that lack it the choice of moments; mend a loaded state."""
     optimizer.defaults["moments"] = moments
     for group in optimizer.param_groups:
         group.setdefault("moments", moments)
+    _lay_out_as_parameters(optimizer)
     # With it set GradScaler leaves unscaling to torch's fused step, and Lightning then refuses to
     # clip gradients. Unscaled before, factors and matrices can be clipped.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give loaded moments the memory format of their parameter.
+
+    Torch's fused kernels go through parameter and moments as they lie in memory and do not look
+    whether they lie alike; a checkpoint brings the format that it was saved with.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _step(

@@ -55,7 +55,7 @@ class Summary:
     bytes_per_weight: int
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the hypernetwork's weights, their gradient written out, and Adam's two moments."""
+        """Bytes of the hypernetwork's weights, a gradient written out, and Adam's two moments."""
         weights = (self.num_trunk + self.num_head) * self.bytes_per_weight
         return {"weights": weights, "gradient": weights, "Adam's moments": 2 * weights}
 

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from benchmarks import callbacks, data, evaluate, gammas, scale, step
+from benchmarks import callbacks, channels_last, data, evaluate, gammas, scale, step
 from benchmarks.timing import Row, report
 
 
@@ -31,8 +31,8 @@ def test_the_benchmark_of_evaluation_compares_a_sweep_with_ordinary_networks():
 
 
 def test_the_benchmark_of_a_step_compares_all_contestants_and_their_memory(monkeypatch):
-    cases = step._cases
-    monkeypatch.setattr(step, "_cases", lambda small: cases(small)[:1])
+    cases = step.cases
+    monkeypatch.setattr(step, "cases", lambda small: cases(small)[:1])
     step.run(rounds=2, small=True, out=Path("step.csv"))
     with Path("step.csv").open(newline="") as file:
         rows = {row["contestant"]: row for row in csv.DictReader(file)}
@@ -73,3 +73,12 @@ def test_a_memory_that_was_not_measured_is_left_empty():
         "network,batch,contestant,median_ms,spread_ms,peak_mb",
         "LeNet,1,plain,1.0,0.0,",
     ]
+
+
+def test_the_benchmark_of_channels_last_compares_both_orders_of_plain_and_mip():
+    channels_last.run(rounds=1, small=True, out=Path("channels_last.csv"))
+    with Path("channels_last.csv").open(newline="") as file:
+        contestants = [row["contestant"] for row in csv.DictReader(file)]
+    assert contestants[:4] == [
+        "plain", "plain, channels last", "mip", "mip, channels last"
+    ]  # fmt: skip

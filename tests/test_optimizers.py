@@ -313,3 +313,32 @@ def test_moments_in_bfloat16_survive_a_checkpoint(tmp_path):
 def test_unknown_moments_are_refused():
     with pytest.raises(UsageError, match="moments='float16': choose one of float32, bfloat16"):
         check_moments("float16")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(FactoredAdam, {}), (FactoredSGD, {"momentum": 0.9})]
+)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (torch.contiguous_format, torch.channels_last),
+        (torch.channels_last, torch.contiguous_format),
+    ],
+)
+def test_a_checkpoint_of_another_memory_format_goes_on_with_the_same_weights(
+    kind, options, before, after
+):
+    def stepped(memory_format, start, state):
+        weight = nn.Parameter(start.clone(memory_format=memory_format))
+        optimizer = kind([weight], lr=0.1, **options)
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        weight.grad = torch.sin(weight.detach()).contiguous(memory_format=memory_format)
+        optimizer.step()
+        return weight.detach(), optimizer.state_dict()
+
+    start = torch.randn(4, 3, 3, 3)
+    weight, state = stepped(before, start, None)
+    expected, _ = stepped(before, weight, state)
+    changed, _ = stepped(after, weight, state)
+    torch.testing.assert_close(changed, expected)

@@ -1,5 +1,6 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
+from mip_lightning.callbacks.channels_last import ChannelsLast
 from mip_lightning.callbacks.cost_curve import CostCurve
 from mip_lightning.callbacks.distributions import Distributions
 from mip_lightning.callbacks.example_figures import ExampleFigures
@@ -13,6 +14,7 @@ from mip_lightning.callbacks.run_progress_bar import RunProgressBar
 from mip_lightning.callbacks.training_stability import NonFiniteError, TrainingStability
 
 __all__ = [
+    "ChannelsLast",
     "CostCurve",
     "Distributions",
     "ExampleFigures",
