@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -68,10 +69,16 @@ def report(title: str, rows: list[Row], reference: str, out: Path | None = None)
         reference: The contestant that ratios are taken to, where it took part.
         out: The CSV file; none by default.
     """
-    table = Table(title=f"{title} on {device_name()}")
+    table = Table(title=f"{title} on {device_name()}", box=box.SIMPLE_HEAD)
     for column in ("network", "batch", "contestant"):
-        table.add_column(column)
-    for column in ("median, ms", "spread, ms", f"ratio to {reference}", "peak, MB"):
+        table.add_column(column, no_wrap=True)
+    with_peak = any(row.peak_mb is not None for row in rows)
+    for column in (
+        "median, ms",
+        "spread, ms",
+        f"ratio to {reference}",
+        *(["peak, MB"] if with_peak else []),
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         base = next(
@@ -88,7 +95,7 @@ def report(title: str, rows: list[Row], reference: str, out: Path | None = None)
             f"{row.median_ms:.2f}",
             f"{row.spread_ms:.2f}",
             f"{row.median_ms / base:.2f}" if base else "",
-            peak,
+            *([peak] if with_peak else []),
         )
         table.add_row(row.network, str(row.batch), row.contestant, *figures)
     Console().print(table)

@@ -28,7 +28,7 @@ from mip_lightning.errors import UsageError
 from mip_lightning.gamma_argument import GammaArgument, fix_gamma
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.initialization import activation_gain, change_targets, share_with_theta0
-from mip_lightning.layout import ParameterLayout
+from mip_lightning.layout import ParameterLayout, with_channels_as_in
 from mip_lightning.priors import Gamma, Prior
 from mip_lightning.reweighted import Reweighted
 from mip_lightning.selection import as_selection
@@ -203,7 +203,10 @@ class HyperModel(nn.Module):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
             theta0 = self.theta0
-            theta = {name: theta0[name] + part for name, part in parts.items()}
+            theta = {
+                name: with_channels_as_in(theta0[name], theta0[name] + part)
+                for name, part in parts.items()
+            }
             return theta if self.weight_norm is None else self.weight_norm(theta)
 
     def run(

@@ -36,3 +36,19 @@ class ParameterLayout:
             name: part.view(*flat.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
+
+
+def with_channels_as_in(reference: Tensor, value: Tensor) -> Tensor:
+    """Put the channels of a convolution's weight last if another one's are, as its strides tell.
+
+    A sum takes that order from its first term, but for kernels of one pixel or one channel: there
+    both orders are one in memory, torch takes the ordinary one, and a convolution goes by strides.
+
+    Args:
+        reference: A weight.
+        value: Another one of its shape; of another shape it stays as it is.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(reference.ndim)
+    if last is None or value.ndim != reference.ndim or value.stride() == reference.stride():
+        return value
+    return value.to(memory_format=last) if reference.is_contiguous(memory_format=last) else value

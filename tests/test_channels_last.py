@@ -16,13 +16,13 @@ from mip_lightning.hypermodel import Formulation
 
 def task(dimensions: int, formulation: Formulation = "mip") -> LossAlone:
     convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
-    network = nn.Sequential(convolution(2, 4, 3), nn.ReLU(), convolution(4, 3, 2))
+    network = nn.Sequential(convolution(2, 4, 1), nn.ReLU(), convolution(4, 3, 2))
     return LossAlone(network, Uniform(0, 1), formulation)
 
 
 def loader(dimensions: int) -> DataLoader:
     images = torch.rand(4, 2, *[5] * dimensions)
-    return DataLoader(TensorDataset(images, torch.rand(4, 3, *[2] * dimensions)), 2)
+    return DataLoader(TensorDataset(images, torch.rand(4, 3, *[4] * dimensions)), 2)
 
 
 def lies_last(tensor: torch.Tensor) -> bool:
