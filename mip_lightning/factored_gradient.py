@@ -17,14 +17,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 aten = torch.ops.aten
 
 
-def is_smaller(num_pairs: int, shape: torch.Size) -> bool:
-    """Whether so many pairs of factors are fewer numbers than the matrix.
+def max_pairs(shape: torch.Size) -> int:
+    """The largest number K of pairs of factors that are fewer numbers than the matrix.
 
     Args:
-        num_pairs: K.
         shape: P and H.
     """
-    return num_pairs * sum(shape) < shape.numel()
+    return (shape.numel() - 1) // sum(shape)
 
 
 class _Value:
@@ -210,7 +209,7 @@ def _joined(first: Any, second: Any, alpha: float) -> tuple[Tensor, Tensor] | No
         return None
     left = torch.cat([first.factors[0], second.factors[0]])
     right = torch.cat([first.factors[1], second.factors[1]])
-    return (left, right) if is_smaller(len(left), first.shape) else None
+    return (left, right) if len(left) <= max_pairs(first.shape) else None
 
 
 def _add(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mip_lightning.factored_gradient import FactoredGradient, is_smaller
+from mip_lightning.factored_gradient import FactoredGradient, max_pairs
 
 BLOCK_ROWS = 256
 """Rows of the weight that are multiplied at a time on a CPU."""
@@ -53,7 +53,7 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
             return f"{ranks} ranks average it"
     if weight.numel() < MIN_FACTORED:
         return "it is so small that this is as fast"
-    if not is_smaller(num_draws, weight.shape):
+    if num_draws > max_pairs(weight.shape):
         return f"the factors of {num_draws} draws are no smaller"
     if weight.device.type not in ("cpu", "cuda"):
         return f"torch's fused optimizers are used on CPU and CUDA, not on {weight.device.type}"

@@ -311,7 +311,7 @@ class HyperLightningModule(LightningModule, ABC):
         """
         for optimizer in self.trainer.optimizers:
             check_options(optimizer, self.part_options)
-        num_draws = 1 if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
+        num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
         head = self.model.hypernetwork.head
         rank_zero_info(describe_update(head.factored_weight, num_draws, self.trainer.optimizers))
 

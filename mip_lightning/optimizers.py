@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from mip_lightning.errors import UsageError
-from mip_lightning.factored_gradient import FactoredGradient
+from mip_lightning.factored_gradient import FactoredGradient, max_pairs
 from mip_lightning.factored_product import why_written_out
 from mip_lightning.factored_update import States, update_by_adam, update_by_sgd
 
@@ -224,24 +224,28 @@ FACTORED: dict[type[Optimizer], type[Optimizer]] = {
 
 
 def describe_update(
-    weight: nn.Parameter | None, num_draws: int, optimizers: Sequence[Optimizer]
+    weight: nn.Parameter | None, num_draws: int | None, optimizers: Sequence[Optimizer]
 ) -> str:
     """Whether a head's weight is updated from factors, and why not if it is not, in a line.
 
     Args:
         weight: The weight whose gradient can be kept as factors, if there is one.
-        num_draws: K, the number of draws in a step.
+        num_draws: K, the number of draws in a step; ``None`` if it is that of samples.
         optimizers: The optimizers of the run.
     """
     if weight is None:
         return "The head's gradients are written out: only one of a single matrix has factors"
-    reason = why_written_out(num_draws, weight)
+    reason = why_written_out(1 if num_draws is None else num_draws, weight)
     if reason is None:
         for optimizer in optimizers:
             name = type(optimizer).__name__
             if any(weight is p for group in optimizer.param_groups for p in group["params"]):
                 if isinstance(optimizer, tuple(FACTORED.values())):
-                    return f"The head's gradient is kept as factors: {name} updates it from them"
+                    limit = f", in batches of up to {max_pairs(weight.shape)} samples"
+                    return (
+                        "The head's gradient is kept as factors"
+                        f"{limit if num_draws is None else ''}: {name} updates it from them"
+                    )
                 names = ", ".join(kind.__name__ for kind in FACTORED.values())
                 reason = f"{name} takes no factors, as {names} do"
     return f"The head's gradient is written out: {reason or 'the head is not trained'}"

@@ -103,6 +103,10 @@ class WithRMSprop(LossAlone):
     ("make", "says"),
     [
         (task, "is kept as factors: FactoredAdam updates it from them"),
+        (
+            lambda: task(draws_per_batch="one_per_sample"),
+            "is kept as factors, in batches of up to 115 samples: FactoredAdam",
+        ),
         (lambda: task(WithRMSprop), "written out: RMSprop takes no factors, as FactoredAdam, "),
         (lambda: task(hypernetwork=HypernetworkConfig([4])), "written out: it is so small"),
         (
@@ -110,7 +114,7 @@ class WithRMSprop(LossAlone):
             "written out: only one of a single matrix",
         ),
     ],
-    ids=["factored", "other optimizer", "small", "chunked"],
+    ids=["factored", "by sample", "other optimizer", "small", "chunked"],
 )
 def test_a_line_at_the_start_says_how_the_head_is_updated(make, says, caplog):
     with caplog.at_level("INFO"):
