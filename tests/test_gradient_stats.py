@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from test_module import Denoising, loader, trainer
 from torch import nn
@@ -160,6 +161,19 @@ def test_an_epoch_has_its_statistics_and_the_run_its_figure():
         assert float(row["minimum"]) > 0
     assert matplotlib.image.imread("gradient_stats.png").shape[2] == 4
     assert t.callback_metrics["gradient_norm/head"] > 0
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_loggers_get_the_norms_at_the_steps_at_which_they_get_the_loss(every, accumulated):
+    logger = CSVLogger(".", name="", version="")
+    options = {"log_every_n_steps": every, "accumulate_grad_batches": accumulated}
+    t = trainer(max_epochs=4, logger=logger, callbacks=[GradientStats()], **options)
+    t.fit(Denoising(nn.Linear(4, 4), Uniform()), loader(), loader())
+    logged = rows("metrics.csv")
+    steps = [row["step"] for row in logged if row.get("train_loss")]
+    assert len(steps) == (16 // accumulated // every if every else 0)
+    assert [row["step"] for row in logged if row.get("gradient_norm/head")] == steps
 
 
 def test_only_each_nth_minibatch_is_watched():

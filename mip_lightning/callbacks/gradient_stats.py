@@ -109,14 +109,15 @@ class GradientStats(HyperCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Log the norms and keep them for the epoch."""
+        """Keep the norms for the epoch, and log them where loggers want them."""
         if not self._norms:
             return
         gamma = hyper_module(pl_module).latest_gamma
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
         self._records.add([*place, *gamma.mean(dim=0).unbind(), *self._norms.values()])
-        for name, norm in self._norms.items():
-            pl_module.log(f"gradient_norm/{name}", norm, batch_size=1)
+        if trainer.is_last_batch or _is_logged(trainer):
+            for name, norm in self._norms.items():
+                pl_module.log(f"gradient_norm/{name}", norm, batch_size=1)
         self._norms = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,6 +216,12 @@ def _draw_epochs(axes: Axes, color: str, part: str, rows: list[Mapping[str, Any]
     axes.plot(epoch, mean, ".-", color=color, label=label)
     lowest = torch.minimum(mean, torch.tensor([float(row["minimum"]) for row in rows]))
     axes.fill_between(epoch, torch.maximum(mean - std, lowest), mean + std, color=color, alpha=0.2)
+
+
+def _is_logged(trainer: Trainer) -> bool:
+    """Whether Lightning hands what is logged at this step to loggers; to log it costs time."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a part of it
+    return every > 0 and trainer.global_step % every == 0
 
 
 def _loss_scale(trainer: Trainer, device: torch.device) -> Tensor:
