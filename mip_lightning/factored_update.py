@@ -8,12 +8,13 @@ The kernels have no public name but ``torch.optim.adam.adam(..., fused=True)`` a
 take a tenth of a millisecond a call: a fifth of the pass over a small head.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mip_lightning.factored_gradient import FactoredGradient
 
@@ -22,6 +23,56 @@ BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**22}
 
 States: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 """An optimizer's state of each parameter."""
+
+Update: TypeAlias = Callable[[States, Tensor, FactoredGradient, dict[str, Any]], None]
+"""Updates a parameter with its gradient, given the optimizer's state and the group's options."""
+
+
+def step(
+    optimizer: Optimizer,
+    ordinary: Callable[..., Any],
+    update: Update,
+    closure: Callable[[], Any] | None,
+) -> Any:
+    """Update what has a factored gradient, and leave the rest to torch.
+
+    Args:
+        optimizer: The optimizer.
+        ordinary: The step of torch's optimizer.
+        update: Updates one parameter.
+        closure: Computes the loss and the gradients.
+    """
+    aside: list[tuple[Tensor, FactoredGradient]] = []
+
+    def then_update() -> Any:
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    gradient = parameter.grad
+                    if _takes_factors(parameter, gradient, group):
+                        update(optimizer.state, parameter, gradient, group)
+                        aside.append((parameter, gradient))
+                        parameter.grad = None  # torch passes over it
+        return loss
+
+    # torch wraps a class's step so that it calls the optimizer's hooks, and so it has done with
+    # ours: within it no hook is to be called again. The mark has no public name.
+    inner = ordinary.__wrapped__ if getattr(ordinary, "hooked", False) else ordinary  # type: ignore[attr-defined]
+    try:
+        return inner(optimizer, then_update)
+    finally:
+        for parameter, gradient in aside:
+            parameter.grad = gradient
+
+
+def _takes_factors(parameter: Tensor, gradient: Tensor | None, group: dict[str, Any]) -> bool:
+    return (
+        isinstance(gradient, FactoredGradient)
+        and gradient.factors is not None
+        and parameter.is_contiguous()
+        and not group["differentiable"]
+    )
 
 
 def update_by_adam(

@@ -14,15 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from mip_lightning.errors import UsageError
-from mip_lightning.factored_gradient import FactoredGradient, max_pairs
+from mip_lightning.factored_gradient import max_pairs
 from mip_lightning.factored_product import why_written_out
-from mip_lightning.factored_update import States, update_by_adam, update_by_sgd
+from mip_lightning.factored_update import step, update_by_adam, update_by_sgd
 
 Moments: TypeAlias = Literal["float32", "bfloat16"]
 """How moments of the parameters with a factored gradient are kept."""
-
-Update: TypeAlias = Callable[[States, Tensor, FactoredGradient, dict[str, Any]], None]
-"""Updates a parameter with its gradient, given the optimizer's state and the group's options."""
 
 
 class FactoredAdam(torch.optim.Adam):
@@ -89,7 +86,7 @@ class FactoredAdam(torch.optim.Adam):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters, as torch's optimizer does."""
-        return _step(self, torch.optim.Adam.step, update_by_adam, closure)
+        return step(self, torch.optim.Adam.step, update_by_adam, closure)
 
 
 class FactoredAdamW(torch.optim.AdamW):
@@ -152,7 +149,7 @@ class FactoredAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters, as torch's optimizer does."""
-        return _step(self, torch.optim.AdamW.step, update_by_adam, closure)
+        return step(self, torch.optim.AdamW.step, update_by_adam, closure)
 
 
 class FactoredSGD(torch.optim.SGD):
@@ -212,7 +209,7 @@ class FactoredSGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters, as torch's optimizer does."""
-        return _step(self, torch.optim.SGD.step, update_by_sgd, closure)
+        return step(self, torch.optim.SGD.step, update_by_sgd, closure)
 
 
 FACTORED: dict[type[Optimizer], type[Optimizer]] = {
@@ -290,50 +287,3 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
                 and value.stride() != parameter.stride()
             ):
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _step(
-    optimizer: Optimizer,
-    ordinary: Callable[..., Any],
-    update: Update,
-    closure: Callable[[], Any] | None,
-) -> Any:
-    """Update what has a factored gradient, and leave the rest to torch.
-
-    Args:
-        optimizer: The optimizer.
-        ordinary: The step of torch's optimizer.
-        update: Updates one parameter.
-        closure: Computes the loss and the gradients.
-    """
-    aside: list[tuple[Tensor, FactoredGradient]] = []
-
-    def then_update() -> Any:
-        loss = None if closure is None else closure()
-        with torch.no_grad():
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    gradient = parameter.grad
-                    if _takes_factors(parameter, gradient, group):
-                        update(optimizer.state, parameter, gradient, group)
-                        aside.append((parameter, gradient))
-                        parameter.grad = None  # torch passes over it
-        return loss
-
-    # torch wraps a class's step so that it calls the optimizer's hooks, and so it has done with
-    # ours: within it no hook is to be called again. The mark has no public name.
-    inner = ordinary.__wrapped__ if getattr(ordinary, "hooked", False) else ordinary  # type: ignore[attr-defined]
-    try:
-        return inner(optimizer, then_update)
-    finally:
-        for parameter, gradient in aside:
-            parameter.grad = gradient
-
-
-def _takes_factors(parameter: Tensor, gradient: Tensor | None, group: dict[str, Any]) -> bool:
-    return (
-        isinstance(gradient, FactoredGradient)
-        and gradient.factors is not None
-        and parameter.is_contiguous()
-        and not group["differentiable"]
-    )
