@@ -10,27 +10,17 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import vmap
 
-from mip_lightning.draws import (
-    Inputs,
-    as_arguments,
-    draws_dimension,
-    join_draws,
-    pick_draw,
-    split_draws,
-    tensors_in,
-)
+from mip_lightning.draws import Inputs
 from mip_lightning.encodings import EncodingType, IdentityEncoding, L2Encoding, make_encoding
 from mip_lightning.errors import UsageError
-from mip_lightning.gamma_argument import GammaArgument, fix_gamma
+from mip_lightning.gamma_argument import fix_gamma
 from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from mip_lightning.initialization import activation_gain, change_targets, share_with_theta0
 from mip_lightning.layout import ParameterLayout, with_channels_as_in
+from mip_lightning.primary_call import PrimaryCall
 from mip_lightning.priors import Gamma, Prior
-from mip_lightning.reweighted import Reweighted
 from mip_lightning.selection import as_selection
 from mip_lightning.summary import Summary, summarize
 from mip_lightning.theta import ThetaConfig, load_pretrained
@@ -122,13 +112,13 @@ class HyperModel(nn.Module):
         encoding = make_encoding(prior, hypernetwork.encoding or choice.encoding)
         targets = _targets(self.layout, hypernetwork, theta0, theta.pretrained)
         self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork, targets)
-        self._reweighted = Reweighted(primary, list(theta0))
-        self._gamma_argument = GammaArgument(primary)
+        without_vmap = (nn.RNNBase, HyperModel)  # a hypermodel in the primary checks its gamma
+        self._primary_call = PrimaryCall(primary, self.layout, without_vmap)
 
     @property
     def asks_for_gamma(self) -> bool:
         """Whether the primary's ``forward`` has an argument ``gamma``, which it then gets."""
-        return self._gamma_argument.is_asked_for
+        return self._primary_call.asks_for_gamma
 
     @property
     def theta0(self) -> dict[str, nn.Parameter]:
@@ -231,41 +221,7 @@ class HyperModel(nn.Module):
                 and a layer in training normalizes over samples, or the primary asks for a gamma
                 that is not given.
         """
-        args, kwargs = as_arguments(inputs)
-        add_gamma = self._gamma_argument.added
-        name, first = next(iter(theta.items()))
-        if first.ndim == len(self.layout.shapes[name]):
-            gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
-            return self._reweighted(theta, args, add_gamma(args, kwargs, gamma))
-        num_draws = len(first)
-        self._check_samples(num_draws, args, kwargs)
-        grouped_args = tuple(split_draws(value, num_draws) for value in args)
-        grouped_kwargs = {name: split_draws(value, num_draws) for name, value in kwargs.items()}
-        if self._goes_in_turn():
-            return join_draws(
-                [
-                    self._reweighted(
-                        {name: t[k] for name, t in theta.items()},
-                        tuple(pick_draw(value, k) for value in grouped_args),
-                        add_gamma(
-                            args,
-                            {name: pick_draw(value, k) for name, value in grouped_kwargs.items()},
-                            None if gamma is None else gamma[k],
-                        ),
-                    )
-                    for k in range(num_draws)
-                ]
-            )
-        in_dims = (
-            0,
-            tuple(draws_dimension(value) for value in args),
-            {name: draws_dimension(value) for name, value in kwargs.items()},
-        )
-        # Its method, for torch 2.11 compiles no vmap of an object that has no name.
-        output = vmap(self._reweighted.__call__, in_dims, randomness="different")(
-            dict(theta), grouped_args, grouped_kwargs
-        )
-        return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
+        return self._primary_call(theta, inputs, gamma)
 
     @torch.no_grad()
     def materialize(self, gamma: Gamma) -> nn.Module:
@@ -315,36 +271,6 @@ class HyperModel(nn.Module):
             "trunk": " ".join(str(self.hypernetwork.trunk).split()),
         }
 
-    def _goes_in_turn(self) -> bool:
-        """Whether K draws are called in turn, for what ``vmap`` cannot do.
-
-        It cannot write buffers (running statistics), run recurrent layers, or look at values, as a
-        hypermodel in the primary does, or one that asks for gamma may.
-        """
-        return self.asks_for_gamma or any(
-            isinstance(module, (nn.RNNBase, HyperModel))
-            or (module.training and next(module.buffers(recurse=False), None) is not None)
-            for module in self.primary.modules()
-        )
-
-    def _check_samples(self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse inputs whose first dimension is time, and statistics over single samples."""
-        if getattr(self.primary, "batch_first", True) is False:
-            raise UsageError(
-                f"{num_draws} draws, and the primary, {type(self.primary).__name__}, takes samples"
-                " along the second dimension: build it with batch_first=True"
-            )
-        sizes = [len(t) for t in tensors_in([args, kwargs]) if t.ndim]
-        if not sizes or num_draws == 1 or sizes[0] != num_draws:
-            return
-        for name, module in self.primary.named_modules():
-            if isinstance(module, _BATCH_NORM) and (module.training or module.running_mean is None):
-                raise UsageError(
-                    f"one gamma a sample, and {name or 'the primary'} is a {type(module).__name__}"
-                    " in training: its statistics would be those of single samples; draw fewer"
-                    " gammas a batch, or use GroupNorm or LayerNorm"
-                )
-
 
 def _copied(network: nn.Module) -> nn.Module:
     try:
@@ -354,9 +280,6 @@ def _copied(network: nn.Module) -> nn.Module:
             f"primary: {type(network).__name__} cannot be copied, for it keeps a computed tensor,"
             " as the old torch.nn.utils.weight_norm does: use torch.nn.utils.parametrizations"
         ) from error
-
-
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def _targets(
