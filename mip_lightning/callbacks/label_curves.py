@@ -52,6 +52,9 @@ def draw_labels(
 ) -> Figure:
     """A row of colours for each label over gamma, with a star at its best gamma.
 
+    Colours tell by how much a gamma misses the label's best, whose value stands at the right: the
+    labels differ from each other by far more than one does over gamma.
+
     Args:
         names: Name of each label, as far as they have one.
         gammas: Name of each dimension of gamma.
@@ -60,20 +63,23 @@ def draw_labels(
         curve: The metric.
     """
     labels = list(curve.by_label)
+    rows = range(len(labels))
     word = metric.replace("_", " ")
-    figure = Figure(figsize=(7.0, 1.6 + ROW_HEIGHT * len(labels)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.6 + ROW_HEIGHT * len(labels)), layout="constrained")
     axes = figure.subplots()
     values = torch.stack([curve.by_label[label] for label in labels])
-    image = axes.imshow(values.numpy(), aspect="auto")
-    best = curve.best_by_label
-    axes.plot(
-        [best[label] for label in labels if label in best],
-        [row for row, label in enumerate(labels) if label in best],
-        "*",
-        color="red",
-        linestyle="none",
-    )
-    axes.set_yticks(range(len(labels)), [names.get(label, str(label)) for label in labels])
+    colours, meaning, title = values, word, rf"{word} of each label against $\gamma$"
+    if curve.best_by_label:
+        best = torch.tensor([curve.best_by_label[label] for label in labels])
+        optima = values.gather(1, best[:, None])
+        colours, meaning = values - optima, f"{word}, less the label's best"
+        title += "; a star at its best, which stands at the right"
+        axes.plot(best.tolist(), rows, "*", color="red", linestyle="none")
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(rows, [f"{value:.3f}" for value in optima[:, 0].tolist()])
+        right.tick_params(labelsize="small")
+    image = axes.imshow(colours.numpy(), aspect="auto")
+    axes.set_yticks(rows, [names.get(label, str(label)) for label in labels])
     if grid.shape[1] == 1:
         axes.set_xticks(range(len(grid)), [f"{value:.3g}" for value in grid[:, 0].tolist()])
         axes.set_xlabel(symbol(gammas[0]))
@@ -81,6 +87,6 @@ def draw_labels(
         axes.set_xlabel(r"number of $\gamma$ in the grid")
     axes.set_ylabel("label")
     axes.tick_params(labelsize="small")
-    axes.set_title(rf"{word} of each label against $\gamma$; a star at its best")
-    figure.colorbar(image, label=word)
+    figure.suptitle(title)
+    figure.colorbar(image, label=meaning)
     return figure
