@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.blocks import DVF2DDF, Warp
 
 from mip_lightning import UsageError
 from mip_lightning.tasks import (
@@ -20,7 +21,7 @@ from mip_lightning.tasks.registration_metrics import (
     GradientMagnitude,
     MeanDice,
 )
-from mip_lightning.warping import Warping
+from mip_lightning.warping import integrated, warped
 
 
 def linear(matrix: list[list[float]], size: tuple[int, ...]) -> torch.Tensor:
@@ -35,11 +36,29 @@ def test_a_shift_by_whole_voxels_moves_the_image_exactly(size, mode):
     image = torch.rand(1, 1, *size)
     shift = torch.zeros(1, len(size), *size)
     shift[:, 0], shift[:, 1] = 2, -1
-    warped = Warping(mode)(image, shift)
-    torch.testing.assert_close(warped[:, :, :4, 1:], image[:, :, 2:, :-1])
+    moved = warped(image, shift, mode)
+    torch.testing.assert_close(moved[:, :, :4, 1:], image[:, :, 2:, :-1])
     torch.testing.assert_close(
-        warped[:, :, 4:, 1:], image[:, :, 5:, :-1].expand(1, 1, 2, *[-1] * (len(size) - 1))
+        moved[:, :, 4:, 1:], image[:, :, 5:, :-1].expand(1, 1, 2, *[-1] * (len(size) - 1))
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*Using PyTorch native grid_sample")  # MONAI, of itself
+@pytest.mark.parametrize("size", [(6, 5), (6, 5, 4), (6, 1)])
+def test_warping_and_integration_are_monais_to_the_last_bit(size):
+    field = torch.randn(2, len(size), *size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, *size)
+    for mode in ("bilinear", "nearest"):
+        theirs = Warp(mode=mode, padding_mode="border")(image, field)
+        assert torch.equal(warped(image, field, mode), theirs)
+    gradients = []
+    for integrate in (integrated, DVF2DDF(7, padding_mode="border")):
+        velocity = field.clone().requires_grad_()
+        displacement = integrate(velocity)
+        (gradient,) = torch.autograd.grad(displacement.square().sum(), velocity)
+        gradients.append((displacement, gradient))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("size", [(6, 5), (6, 5, 4)])
@@ -51,7 +70,7 @@ def test_no_flow_changes_nothing(size, mode, deformation):
     image = torch.rand(2, 1, *size)
     displacement = deformation(torch.zeros(2, len(size), *size)).displacement
     assert torch.equal(displacement, torch.zeros(2, len(size), *size))
-    torch.testing.assert_close(Warping(mode)(image, displacement), image)
+    torch.testing.assert_close(warped(image, displacement, mode), image)
 
 
 def test_penalties_of_a_linear_flow():
@@ -173,7 +192,7 @@ def test_a_velocity_backwards_is_the_inverse():
     deformation = StationaryVelocity()
     forward, backward = (deformation(sign * velocity).displacement for sign in (1, -1))
     assert forward.abs().max() > 2
-    there_and_back = backward + Warping("bilinear")(forward, backward)
+    there_and_back = backward + warped(forward, backward)
     assert there_and_back[..., 8:-8, 8:-8].abs().mean() < 0.05
 
 

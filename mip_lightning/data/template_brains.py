@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
 from mip_lightning.errors import UsageError
-from mip_lightning.warping import Integration, Warping
+from mip_lightning.warping import integrated, warped
 
 LABEL_NAMES = {
     1: "Left-Grey-Matter",
@@ -122,9 +122,8 @@ class TemplateBrains(SubjectSource):
         displacement = self._displacement(
             template.image.shape[1:], torch.Generator().manual_seed(int(seeds[0]))
         )
-        linear, nearest = Warping("bilinear"), Warping("nearest")
-        image = linear(template.image.unsqueeze(0), displacement)[0]
-        labels = nearest(template.labels.unsqueeze(0), displacement)[0]
+        image = warped(template.image.unsqueeze(0), displacement)[0]
+        labels = warped(template.labels.unsqueeze(0), displacement, "nearest")[0]
         intensity = Compose(
             [
                 RandAdjustContrast(prob=1.0, gamma=(0.8, 1.25)),
@@ -134,7 +133,7 @@ class TemplateBrains(SubjectSource):
         )
         intensity.set_random_state(seed=int(seeds[1]))
         changed = intensity(image).as_tensor()
-        brain = nearest(template.brain.unsqueeze(0), displacement)[0]
+        brain = warped(template.brain.unsqueeze(0), displacement, "nearest")[0]
         name = f"brain_{number:03d}"
         return Subject(
             name,
@@ -152,5 +151,4 @@ class TemplateBrains(SubjectSource):
         noise = torch.randn(1, len(size), *size, generator=generator)
         velocity = GaussianFilter(len(size), SMOOTHNESS_MM / self.resolution)(noise)
         velocity *= AMPLITUDE_MM / self.resolution / velocity.std()
-        displacement: Tensor = Integration()(velocity)
-        return displacement
+        return integrated(velocity)

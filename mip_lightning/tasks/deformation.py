@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
-from mip_lightning.warping import Integration
+from mip_lightning.warping import integrated
 
 
 class Deformed(NamedTuple):
@@ -67,7 +67,7 @@ class StationaryVelocity(Deformation):
     """The flow is a stationary velocity, integrated by scaling and squaring: a diffeomorphism.
 
     Source: Dalca et al., "Unsupervised Learning for Fast Probabilistic Diffeomorphic Registration",
-    2018, Section 2.1; HyperMorph takes seven steps at half resolution. MONAI integrates.
+    2018, Section 2.1; HyperMorph takes seven steps at half resolution.
 
     Args:
         num_steps: Number of squarings; the velocity is divided by two to this power.
@@ -81,12 +81,11 @@ class StationaryVelocity(Deformation):
         super().__init__(half_resolution)
         if num_steps < 1:
             raise UsageError(f"num_steps={num_steps}: integrate by 1 or more")
-        self._integrate = Integration(num_steps)
+        self.num_steps = num_steps
 
     def integrate(self, field: Float[Tensor, "B D *R"]) -> Float[Tensor, "B D *R"]:
         """The displacement after unit time."""
-        displacement: Tensor = self._integrate(field)
-        return displacement
+        return integrated(field, self.num_steps)
 
 
 def resized(field: Float[Tensor, "B D *S"], size: tuple[int, ...]) -> Float[Tensor, "B D *R"]:
@@ -96,8 +95,9 @@ def resized(field: Float[Tensor, "B D *S"], size: tuple[int, ...]) -> Float[Tens
     """
     factors = [(new - 1) / max(old - 1, 1) for new, old in zip(size, field.shape[2:], strict=True)]
     mode = "bilinear" if len(size) == 2 else "trilinear"
-    scale = field.new_tensor(factors).view(1, -1, *[1] * len(size))
-    return F.interpolate(field, size=size, mode=mode, align_corners=True) * scale
+    field = F.interpolate(field, size=size, mode=mode, align_corners=True)
+    components = zip(field.unbind(dim=1), factors, strict=True)
+    return torch.stack([component * factor for component, factor in components], dim=1)
 
 
 def forward_differences(field: Float[Tensor, "B D *S"]) -> list[Float[Tensor, "B D *R"]]:

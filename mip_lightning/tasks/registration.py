@@ -33,7 +33,7 @@ from mip_lightning.tasks.registration_metrics import (
 )
 from mip_lightning.tasks.volumes import in_the_middle
 from mip_lightning.theta import ThetaConfig
-from mip_lightning.warping import Warping
+from mip_lightning.warping import warped
 
 
 class Registration(HyperLightningModule):
@@ -122,8 +122,6 @@ class Registration(HyperLightningModule):
             )
         self.bidirectional = bidirectional
         self.divisible_by = divisible_by
-        self.warping = Warping("bilinear")
-        self.label_warping = Warping("nearest")
         self.dice_before = MeanDice()
 
     def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
@@ -179,8 +177,9 @@ class Registration(HyperLightningModule):
         displacement: Float[Tensor, "B axes *S"],
         num_draws: int,
     ) -> Float[Tensor, " K"]:
-        warped = self.warping(moving, displacement)
-        groups = zip(warped.chunk(num_draws), fixed.chunk(num_draws), strict=True)
+        groups = zip(
+            warped(moving, displacement).chunk(num_draws), fixed.chunk(num_draws), strict=True
+        )
         return torch.stack([self.similarity(w, f) for w, f in groups])
 
     def configure_metrics(self) -> dict[str, Metric]:
@@ -250,11 +249,11 @@ class Registration(HyperLightningModule):
     def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
         with self._draws(DrawnGamma(gamma.unsqueeze(0))) as drawn:
             displacement = self.deformed(pair, drawn.gamma).displacement
-        images = {"image": self.warping(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
+        images = {"image": warped(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:
             labels = pair["moving_labels"]
-            warped = self.label_warping(labels.to(displacement.dtype), displacement)
-            images["labels"] = warped[0, 0].to(labels.dtype)
+            found = warped(labels.to(displacement.dtype), displacement, "nearest")
+            images["labels"] = found[0, 0].to(labels.dtype)
         images["displacement"] = displacement[0].movedim(0, -1)
         size, affine = pair.get("size"), pair.get("affine")
         axes = displacement.ndim - 2
@@ -273,11 +272,11 @@ class Registration(HyperLightningModule):
             with self._draws(DrawnGamma(gamma.to(self.device))) as drawn:
                 displacements.append(self.deformed(pair, drawn.gamma).displacement)
         moving = pair["moving"].to(displacements[0].dtype)
-        warped = [self.warping(moving, displacement) for displacement in displacements]
+        images = [warped(moving, displacement) for displacement in displacements]
         figure = draw_registration(
             moving[0, 0].cpu(),
             pair["fixed"][0, 0].to(moving).cpu(),
-            torch.cat(warped)[:, 0].cpu(),
+            torch.cat(images)[:, 0].cpu(),
             torch.cat(displacements).cpu(),
             gammas[:, 0].tolist(),
             pair["affine"][0].cpu() if "affine" in pair else None,

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from mip_lightning.errors import UsageError
 from mip_lightning.tasks.deformation import jacobian_determinant, spatial_gradient
 from mip_lightning.tasks.dice import LabelDice
-from mip_lightning.warping import Warping
+from mip_lightning.warping import warped
 
 
 class Pair(TypedDict):
@@ -44,10 +44,6 @@ class MeanDice(LabelDice):
     Source: paper, Section A.3, "Evaluation".
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.warping = Warping("nearest")
-
     def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:  # type: ignore[override]  # of what registration predicts
         """Add a batch.
 
@@ -58,8 +54,10 @@ class MeanDice(LabelDice):
             raise UsageError(
                 "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
             )
-        warped = self.warping(pair["moving_labels"].to(displacement.dtype), displacement)
-        self.add(warped, pair["fixed_labels"].to(displacement.dtype))
+        labels = pair["moving_labels"].to(displacement.dtype)
+        self.add(
+            warped(labels, displacement, "nearest"), pair["fixed_labels"].to(displacement.dtype)
+        )
 
 
 class _MeanOverVoxels(Metric):
