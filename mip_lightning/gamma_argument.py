@@ -1,8 +1,10 @@
 """The raw gamma for a primary whose ``forward`` asks for it, by an argument of that name."""
 
 import inspect
+import math
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,13 +21,17 @@ class GammaArgument:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        names = list(inspect.signature(network.forward).parameters)
-        self._position = names.index(NAME) if NAME in names else None
+        parameters = inspect.signature(network.forward).parameters
+        self._is_asked_for = NAME in parameters
+        # So many positional arguments leave it out; any number, where it goes by its name alone.
+        self._before = math.inf
+        if self._is_asked_for and parameters[NAME].kind is not inspect.Parameter.KEYWORD_ONLY:
+            self._before = list(parameters).index(NAME)
 
     @property
     def is_asked_for(self) -> bool:
         """Whether the network has such an argument."""
-        return self._position is not None
+        return self._is_asked_for
 
     def added(
         self,
@@ -43,7 +49,7 @@ class GammaArgument:
         Raises:
             UsageError: If gamma is asked for and there is none.
         """
-        if self._position is None or NAME in kwargs or len(args) > self._position:
+        if not self._is_asked_for or NAME in kwargs or len(args) > self._before:
             return kwargs
         if gamma is None:
             raise UsageError(
@@ -62,19 +68,21 @@ def fix_gamma(network: nn.Module, gamma: Float[Tensor, " D"]) -> None:
     """
     argument = GammaArgument(network)
     if argument.is_asked_for:
-        # A number where it is one, which exporters keep as a constant.
-        fixed = float(gamma) if gamma.numel() == 1 else gamma.detach().cpu()
-        network.register_forward_pre_hook(_Fixed(argument, fixed), with_kwargs=True)
+        network.register_forward_pre_hook(_Fixed(argument, gamma.detach().cpu()), with_kwargs=True)
 
 
 class _Fixed:
     """The hook; a class of its own, so that the network can be copied and pickled."""
 
-    def __init__(self, argument: GammaArgument, gamma: Float[Tensor, " D"] | float) -> None:
+    def __init__(self, argument: GammaArgument, gamma: Float[Tensor, " D"]) -> None:
         self._argument = argument
         self._gamma = gamma
+        self._number = float(gamma) if gamma.numel() == 1 else None
 
     def __call__(
         self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, self._argument.added(args, kwargs, self._gamma)
+        # While it is exported a number, which becomes a constant: sizes may depend on it.
+        constant = torch.compiler.is_compiling() and self._number is not None
+        gamma = self._number if constant else self._gamma
+        return args, self._argument.added(args, kwargs, gamma)

@@ -156,7 +156,9 @@ class HyperModel(nn.Module):
         draws = self.prior.as_draws(gamma)
         if not torch.compiler.is_compiling():
             draws = self.prior.check_values(draws)
-        return self.run_at(draws, inputs)
+        # A primary that asks for gamma computes sizes of it, by numbers on the CPU.
+        raw = draws.cpu() if self.asks_for_gamma else draws
+        return self.run(self.theta_at(draws), inputs, raw)
 
     def run_at(self, gamma: Float[Tensor, "*K D"], inputs: Inputs) -> Any:
         """As ``forward``, without a look at the values of gamma, so that no device is waited for.

@@ -191,6 +191,11 @@ class HyperTrainer(Trainer):
         file = Path(self.default_root_dir) / (path or name)
         export_network(network, inputs, file, format)
         rank_zero_info(f"The network at gamma = {written}: {file}")
+        if format == "state_dict" and model.model.asks_for_gamma:
+            rank_zero_info(
+                f"The file holds weights, not gamma: call {type(network).__name__} with"
+                f" gamma={written}"
+            )
         return file
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,61 +18,65 @@ from mip_lightning.networks import (
     ScaleSpaceResNet,
     ScaleSpaceUNet,
 )
-from mip_lightning.networks.rescaling import rescaled_size
+from mip_lightning.networks.rescaling import as_factor, rescaled_size
 from mip_lightning.primary_cost import PrimaryCost
 
 FEATURES = (16, 32, 64, 128, 128)
+PAIRS = [(ScaleSpaceResNet, ResNetLike), (ScaleSpaceUNet, ConstantWidthUNet)]
 
 
 def images(*size: int, channels: int = 3, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, channels, *size)
 
 
+def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(x, scale_factor=factor, mode=mode, align_corners=False)
+
+
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(x, 2) if x.ndim == 4 else F.max_pool3d(x, 2)
+
+
 def halved(x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+    return scaled(x, 0.5)
 
 
-def test_at_one_half_the_classifier_is_that_of_ordinary_bilinear_halving():
-    network, x = ScaleSpaceResNet(num_classes=7), images(64, 96)
-    features = x
-    for number, stage in enumerate(network.stages):
-        features = stage(halved(features) if number else features)
-    expected = network.classifier(features.mean(dim=(2, 3)))
-    torch.testing.assert_close(network(x, gamma=0.5), expected, rtol=0, atol=0)
-    torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
-
-
-def test_at_one_half_the_unet_is_that_of_ordinary_bilinear_halving_and_doubling():
-    network, x = (
-        ScaleSpaceUNet(in_channels=1, out_channels=5, features=4),
-        images(32, 48, channels=1),
-    )
+def by_hand(network: nn.Module, x: torch.Tensor, downsample: Callable) -> torch.Tensor:
+    """What a network computes where each level has half the size of the one above."""
+    if isinstance(network, ResNetLike):
+        for number, stage in enumerate(network.stages):
+            x = stage(downsample(x) if number else x)
+        return network.classifier(x.flatten(2).mean(dim=2))
     skips = [network.encoder[0](x)]
     for stage in network.encoder[1:]:
-        skips.append(stage(halved(skips[-1])))
+        skips.append(stage(downsample(skips[-1])))
     below = skips.pop()
     for stage in network.decoder:
-        doubled = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
-        below = stage(torch.cat([skips.pop(), doubled], dim=1))
-    torch.testing.assert_close(network(x, 0.5), network.output(below), rtol=0, atol=0)
+        below = stage(torch.cat([skips.pop(), scaled(below, 2)], dim=1))
+    return network.output(below)
 
 
-@pytest.mark.parametrize(
-    ("rescaling", "pooling", "channels"),
-    [(ScaleSpaceResNet, ResNetLike, 3), (ScaleSpaceUNet, ConstantWidthUNet, 2)],
-)
-def test_the_network_with_ordinary_pooling_has_the_same_weights(rescaling, pooling, channels):
-    network = pooling()
-    network.load_state_dict(rescaling().state_dict())
-    x = images(32, 32, channels=channels)
-    assert network(x).shape == rescaling()(x, 0.3).shape
+@pytest.mark.parametrize("size", [(64, 96), (16, 32, 48)], ids=["2D", "3D"])
+@pytest.mark.parametrize(("rescaling", "pooling"), PAIRS)
+def test_the_same_weights_halve_and_double_linearly_or_pool(rescaling, pooling, size):
+    network, x = rescaling(spatial_dims=len(size)), images(*size, channels=3)
+    if isinstance(network, ScaleSpaceUNet):
+        x = x[:, :2]
+    expected = by_hand(network, x, halved)
+    torch.testing.assert_close(network(x, gamma=0.5), expected, rtol=0, atol=0)
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
+    ordinary = pooling(spatial_dims=len(size))
+    ordinary.load_state_dict(network.state_dict())
+    torch.testing.assert_close(ordinary(x), by_hand(ordinary, x, pooled), rtol=0, atol=0)
 
 
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=3), st.floats(0, 1))
-def test_no_axis_shrinks_below_a_pixel_or_grows(size, factor):
-    for before, after in zip(size, rescaled_size(size, factor), strict=True):
-        assert 1 <= after <= before
-        assert after == 1 or after <= before * factor < after + 1
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=3), st.integers(0, 1000))
+def test_a_size_is_that_of_exact_arithmetic_however_gamma_is_held(size, thousandths):
+    exact = [max(1, length * thousandths // 1000) for length in size]
+    gamma = thousandths / 1000
+    for held in (gamma, torch.tensor(gamma), torch.tensor(gamma, dtype=torch.float64)):
+        assert rescaled_size(size, as_factor(held)) == exact
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1e-9, 0.01, 0.5])
@@ -134,28 +139,39 @@ def test_what_is_too_small_for_pooling_or_has_other_dimensions_is_refused():
         ResNetLike(features=[])
 
 
-@pytest.mark.parametrize(("gamma", "sides"), [(0.5, [32, 16, 8, 4, 2]), (0.3, [32, 9, 2, 1, 1])])
-def test_the_classifiers_flops_are_those_of_a_hand_count(gamma, sides):
-    by_hand = 2 * FEATURES[-1] * 102
-    for side, before, after in zip(sides, (3, *FEATURES), FEATURES, strict=False):
+def flops_of(network: nn.Module, x: torch.Tensor, gamma: float) -> float:
+    return PrimaryCost(HyperModel(network, Uniform(0, 0.5)), x).flops(torch.tensor([gamma]))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("gamma", "sides"), [(0.5, [32, 16, 8, 4, 2]), (0.25, [32, 8, 2, 1, 1])])
+def test_the_classifiers_flops_are_those_of_a_hand_count(gamma, sides, dims):
+    kernel, by_hand = 3**dims, 2 * FEATURES[-1] * 102
+    wide = [2 * side for side in sides[:3]] + ([8, 4] if gamma == 0.5 else [1, 1])
+    for side, longer, before, after in zip(sides, wide, (3, *FEATURES), FEATURES, strict=False):
         shortcut = before * after if before != after else 0
-        by_hand += 2 * side**2 * (9 * before * after + 9 * after * after + shortcut)
-    cost = PrimaryCost(HyperModel(ScaleSpaceResNet(), Uniform(0, 0.5)), images(32, 32))
-    assert cost.flops(torch.tensor([gamma])) == by_hand
+        weights = kernel * before * after + kernel * after * after + shortcut
+        by_hand += 2 * side ** (dims - 1) * longer * weights
+    x = images(*[32] * (dims - 1), 64)
+    assert flops_of(ScaleSpaceResNet(spatial_dims=dims), x, gamma) == by_hand
+    if gamma == 0.5:
+        assert flops_of(ResNetLike(spatial_dims=dims), x, 0.1) == by_hand
 
 
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("gamma", "sides"), [(0.5, [48, 24, 12, 6, 3]), (0.2, [48, 9, 1, 1, 1])])
-def test_the_unets_flops_are_those_of_a_hand_count(gamma, sides):
+def test_the_unets_flops_are_those_of_a_hand_count(gamma, sides, dims):
     def convolution(side: int, before: int, after: int) -> int:
-        return 2 * 9 * before * after * side**2
+        return 2 * 3**dims * before * after * side**dims
 
-    by_hand = convolution(sides[0], 1, 32) + convolution(sides[0], 32, 32)
-    by_hand += sum(2 * convolution(side, 32, 32) for side in sides[1:])
-    by_hand += sum(convolution(s, 64, 32) + convolution(s, 32, 32) for s in sides[:-1])
-    by_hand += convolution(sides[0], 32, 5)
-    model = HyperModel(ScaleSpaceUNet(1, 5), Uniform(0, 0.5))
-    cost = PrimaryCost(model, images(48, 48, channels=1))
-    assert cost.flops(torch.tensor([gamma])) == by_hand
+    by_hand = convolution(sides[0], 1, 8) + convolution(sides[0], 8, 8)
+    by_hand += sum(2 * convolution(side, 8, 8) for side in sides[1:])
+    by_hand += sum(convolution(s, 16, 8) + convolution(s, 8, 8) for s in sides[:-1])
+    by_hand += convolution(sides[0], 8, 5)
+    x = images(*[48] * dims, channels=1)
+    assert flops_of(ScaleSpaceUNet(1, 5, dims, features=8), x, gamma) == by_hand
+    if gamma == 0.5:
+        assert flops_of(ConstantWidthUNet(1, 5, dims, features=8), x, 0.1) == by_hand
 
 
 class Told(nn.Module):
@@ -177,6 +193,31 @@ def test_a_primary_that_asks_for_gamma_gets_it_raw():
     assert model((x, torch.tensor(9.0)), 3.0).flatten().tolist() == [9.0] * 4
     with pytest.raises(UsageError, match="asks for gamma"):
         model.run(model.theta(torch.tensor([3.0])), x)
+
+
+class ByKeyword(Told):
+    """Takes any number of inputs, and gamma by its name alone."""
+
+    def forward(self, *inputs: torch.Tensor, gamma: float | torch.Tensor = 0.5) -> torch.Tensor:
+        return super().forward(sum(inputs), torch.as_tensor(gamma)[0])
+
+
+def test_a_gamma_that_goes_by_its_name_alone_is_told_beside_any_number_of_inputs():
+    model, x = HyperModel(ByKeyword(), Uniform(2.0, 6.0)), torch.ones(4, 1)
+    assert model((x, x, x), torch.tensor([3.0])).flatten().tolist() == [3.0] * 4
+
+
+def test_a_materialized_network_gets_gamma_as_the_hypermodel_gives_it():
+    seen = []
+
+    class Seen(Told):
+        def forward(self, x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+            seen.append(gamma)
+            return super().forward(x, gamma[0])
+
+    model, x = HyperModel(Seen(), Uniform(2.0, 6.0)), torch.ones(4, 1)
+    torch.testing.assert_close(model.materialize(3.0)(x), model(x, 3.0))
+    assert [(gamma.shape, gamma.device.type) for gamma in seen] == [((1,), "cpu")] * 2
 
 
 def test_a_materialized_network_is_at_its_gamma_unless_another_is_given():

@@ -8,7 +8,7 @@ import torch
 from test_module import trainer
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperLightningModule, Uniform, UsageError
 from mip_lightning.minibatch import DrawnGamma
@@ -164,11 +164,20 @@ def test_a_checkpoint_is_measured_by_the_loss_that_its_training_had_come_to():
     assert loaded["val_loss"] == pytest.approx(trained["val_loss"])
 
 
-def test_a_share_of_training_without_end_is_refused():
+class Endless(IterableDataset):
+    """Data that does not know its length."""
+
+    def __iter__(self):
+        return iter([{name: value[0] for name, value in labelled().items()}] * 2)
+
+
+def test_a_share_of_training_without_a_known_end_is_refused():
     loader = DataLoader([{name: value[0] for name, value in labelled().items()}], 1)
-    with pytest.raises(UsageError, match="which has no end"):
+    with pytest.raises(UsageError, match="of which the end is not known"):
         trainer(max_epochs=-1).fit(segmentation(), loader, loader)
-    for wrong in (-1.0, 1.5):
+    with pytest.raises(UsageError, match="of which the end is not known"):
+        trainer(max_epochs=2).fit(segmentation(), DataLoader(Endless(), 1), loader)
+    for wrong in (-1.0, 1.5, math.nan, math.inf):
         with pytest.raises(UsageError, match=f"switch_at={wrong:g}"):
             CrossEntropyThenSoftDice(wrong)
 

@@ -17,6 +17,7 @@ from mip_lightning.minibatch import StepOutput
 from mip_lightning.module import DrawsPerBatch, HyperLightningModule
 from mip_lightning.parts import PartOptions
 from mip_lightning.priors import Prior
+from mip_lightning.tasks.label_range import LabelRange
 from mip_lightning.tasks.uncertainty import (
     NegativeLogLikelihood,
     TopLabelCalibrationError,
@@ -96,6 +97,7 @@ class BayesianClassification(HyperLightningModule):
         if ensemble_size < 1:
             raise UsageError(f"ensemble_size={ensemble_size}: average over at least 1 draw")
         self.label_smoothing = label_smoothing
+        self._label_range = LabelRange()
         generator = torch.Generator().manual_seed(ENSEMBLE_SEED)
         self.ensemble_gamma: Tensor
         self.register_buffer(
@@ -109,9 +111,14 @@ class BayesianClassification(HyperLightningModule):
         self.ensemble_metrics = nn.ModuleDict(self._ensemble_metrics)  # moves with the module
 
     def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
-        """Cross-entropy, in nats, with label smoothing where asked for."""
+        """Cross-entropy, in nats, with label smoothing where asked for.
+
+        Raises:
+            UsageError: If a label is no class of the primary.
+        """
         images, labels = batch
         logits = self(images, gamma)
+        self._label_range.check(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return StepOutput(loss, logits.detach().log_softmax(dim=-1), labels)
 

@@ -137,10 +137,11 @@ class Segmentation(HyperLightningModule):
         objective = self.objective
         if isinstance(objective, CrossEntropyThenSoftDice) and 0 < objective.switch_at < 1:
             steps = self.trainer.estimated_stepping_batches
-            if not math.isfinite(steps):
+            if not math.isfinite(steps) or steps < 1:
                 raise UsageError(
-                    f"switch_at={objective.switch_at:g} is a share of training, which has no end:"
-                    " give trainer.max_epochs or max_steps, or an epoch"
+                    f"switch_at={objective.switch_at:g} is a share of training, of which the end"
+                    " is not known: give trainer.max_epochs or max_steps and data that knows its"
+                    " length, or an epoch"
                 )
 
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:

@@ -3,6 +3,8 @@
 A weighted sum of both is MONAI's ``DiceCELoss``.
 """
 
+import math
+
 import monai.losses
 import torch
 from jaxtyping import Float, Integer
@@ -16,8 +18,9 @@ class CrossEntropyThenSoftDice(nn.Module):
     """Cross-entropy in nats, and from some time in training on soft Dice, by MONAI.
 
     Soft Dice is ``1 - (2 p.y + s) / (|p|_1 + |y|_1 + s)`` of each label but the background, of
-    each image, averaged; ``s = 1e-5``, so that it is 0 for a label that is in neither. Validation
-    and test measure the one that training has come to.
+    each image, averaged; ``s = 1e-5``. A label that an image lacks costs nothing where the network
+    is sure of it, and else nearly 1, next to constant: only the other labels lead training.
+    Validation and test measure the loss that training has come to.
 
     Source: paper, Section A.4, "cross-entropy loss and then finetune using a soft-Dice loss term".
 
@@ -31,7 +34,7 @@ class CrossEntropyThenSoftDice(nn.Module):
 
     def __init__(self, switch_at: float = 0.5) -> None:
         super().__init__()
-        if switch_at < 0 or (switch_at > 1 and switch_at != int(switch_at)):
+        if not 0 <= switch_at < math.inf or (switch_at > 1 and switch_at != int(switch_at)):
             raise UsageError(
                 f"switch_at={switch_at:g}: give an epoch, 1 or more, or a share of training in"
                 " [0, 1)"
