@@ -124,9 +124,40 @@ class FactoredGradient(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.written_out().__reduce_ex__(protocol)
 
+    @property
+    def data(self) -> "FactoredGradient":
+        """The gradient outside of any graph; what it is set to takes its place."""
+        return _detach(aten.detach.default, self)
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        Tensor.data.__set__(self, other)  # type: ignore[attr-defined]  # shape and type of numbers
+        if isinstance(other, FactoredGradient):
+            self._value = other._value
+        else:
+            self._value.factors, self._value.matrix = None, other.detach()
+
+    # What goes past the operations of torch to the numbers in memory gets those of the matrix.
+
+    def _in_memory(self) -> Tensor:
+        matrix = self.written_out()
+        self._value.factors = None  # they may be changed
+        return matrix
+
+    def data_ptr(self) -> int:
+        """Address of the matrix."""
+        return self._in_memory().data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Memory of the matrix."""
+        return self._in_memory().untyped_storage()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._in_memory().__dlpack__(**options)
+
     def numpy(self, *, force: bool = False) -> Any:
         """The matrix as an array."""
-        return self.written_out().numpy(force=force)
+        return self._in_memory().numpy(force=force)
 
     def tolist(self) -> Any:
         """The matrix as nested lists."""
@@ -271,10 +302,12 @@ def _norm(
         return NotImplemented
     result = dtype or gradient.dtype
     exact = torch.promote_types(result, torch.float32)
-    left, right = gradient.factors[0].to(exact), gradient.factors[1].to(exact)
+    left, right = gradient.factors
     if len(left) == 1:
-        norm = torch.linalg.vector_norm(left) * torch.linalg.vector_norm(right)
-    else:
+        norm = torch.linalg.vector_norm(left, dtype=exact)
+        norm = norm * torch.linalg.vector_norm(right, dtype=exact)
+    else:  # pairs may cancel, and squares run over
+        left, right = left.double(), right.double()
         norm = ((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt()
     return norm.to(result)
 
@@ -282,24 +315,40 @@ def _norm(
 def _unscale_(func: Any, gradients: list[Tensor], found_inf: Tensor, inverse_scale: Tensor) -> None:
     """What ``GradScaler`` does: a factor that is not finite makes a matrix that is not."""
     one = torch.ones_like(inverse_scale)
+    scaled, looked_at = [], []
     for gradient in gradients:
         if isinstance(gradient, FactoredGradient) and gradient.factors is not None:
             left, right = (factor.clone() for factor in gradient.factors)
-            func([left], found_inf, inverse_scale)
-            func([right], found_inf, one)
             gradient._value.factors, gradient._value.matrix = (left, right), None
+            scaled.append(left)
+            looked_at.append(right)
+        elif isinstance(gradient, FactoredGradient):
+            scaled.append(gradient.written_out())
         else:
-            func([gradient], found_inf, inverse_scale)
+            scaled.append(gradient)
+    func(scaled, found_inf, inverse_scale)
+    if looked_at:
+        func(looked_at, found_inf, one)
 
 
 def _for_each(operation: Any) -> Any:
-    """An operation on a list of tensors, done on one after another."""
+    """An operation on a list of tensors: on factored gradients alone, on the others at once."""
 
     def run(func: Any, tensors: list[Tensor], *args: Any, **kwargs: Any) -> Any:
-        results = [operation(tensor, *args, **kwargs) for tensor in tensors]
-        return None if func._schema.returns == [] else results
+        ordinary = [t for t in tensors if not isinstance(t, FactoredGradient)]
+        results = iter(func(ordinary, *args, **kwargs) or ()) if ordinary else iter(())
+        joined = [
+            operation(t, *args, **kwargs) if isinstance(t, FactoredGradient) else next(results, t)
+            for t in tensors
+        ]
+        return joined if func._schema.returns else None  # in place there are none
 
     return run
+
+
+def _foreach_norm(tensor: Tensor, ord: float = 2, dtype: torch.dtype | None = None) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor, ord, dtype=dtype)
+    return norm
 
 
 _ON_FACTORS: dict[Any, Any] = {
@@ -314,7 +363,7 @@ _ON_FACTORS: dict[Any, Any] = {
     aten.div_.Tensor: _scale_,
     aten.linalg_vector_norm.default: _norm,
     aten._amp_foreach_non_finite_check_and_unscale_.default: _unscale_,
-    aten._foreach_norm.Scalar: _for_each(aten.linalg_vector_norm.default),
+    aten._foreach_norm.Scalar: _for_each(_foreach_norm),
     aten._foreach_zero_.default: _for_each(aten.zero_.default),
     aten._foreach_mul_.Scalar: _for_each(aten.mul_.Tensor),
     aten._foreach_mul_.Tensor: _for_each(aten.mul_.Tensor),

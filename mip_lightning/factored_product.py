@@ -1,4 +1,8 @@
-"""The product of a head's weight, whose gradient with respect to the weight stays in factors."""
+"""The product of a head's weight, whose gradient with respect to the weight stays in factors.
+
+So it does where an optimizer has said that it takes them, by ``keep_in_factors``; whoever looks at
+a gradient of another weight finds an ordinary tensor.
+"""
 
 from typing import Any
 
@@ -9,6 +13,8 @@ from torch.nn import functional as F
 
 from mip_lightning.factored_gradient import FactoredGradient, max_pairs
 
+_MARK = "_kept_in_factors"
+
 BLOCK_ROWS = 256
 """Rows of the weight that are multiplied at a time on a CPU."""
 
@@ -17,6 +23,15 @@ MAX_BLOCK_DRAWS = 8
 
 MIN_FACTORED = 2**21
 """Numbers in a weight below which a written-out gradient is as fast (docs/performance.md)."""
+
+
+def keep_in_factors(weight: Tensor) -> None:
+    """From now on the gradient of a weight is a ``FactoredGradient`` where it can be.
+
+    Args:
+        weight: The weight, whose optimizer takes factors.
+    """
+    setattr(weight, _MARK, True)  # a copy of the weight, which that optimizer has not, lacks it
 
 
 def factored_linear(
@@ -32,7 +47,7 @@ def factored_linear(
         return F.linear(hidden, weight)
     if _is_special(hidden, weight):
         return F.linear(hidden, weight)
-    factored = why_written_out(len(hidden), weight) is None
+    factored = getattr(weight, _MARK, False) and why_written_out(len(hidden), weight) is None
     product: Tensor = _FactoredProduct.apply(hidden, weight, factored)
     return product
 
@@ -49,8 +64,12 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         ranks = torch.distributed.get_world_size()
-        if ranks > 1:
-            return f"{ranks} ranks average it"
+        # DistributedDataParallel copies each gradient into its buffer on one rank too.
+        return f"{ranks} ranks average it" if ranks > 1 else "distributed training copies it"
+    if not weight.is_leaf:
+        return "it is computed, as by a parametrization"
+    if not weight.is_contiguous():
+        return "it is not contiguous"
     if weight.numel() < MIN_FACTORED:
         return "it is so small that this is as fast"
     if num_draws > max_pairs(weight.shape):
@@ -63,7 +82,8 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
 def _is_special(hidden: Tensor, weight: Tensor) -> bool:
     """Whether torch transforms this call, or would do something with the weight's gradient."""
     return (
-        not weight.is_leaf
+        torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        or not weight.is_leaf
         or not weight.is_contiguous()
         or hidden.dtype != weight.dtype
         or torch.is_autocast_enabled(weight.device.type)

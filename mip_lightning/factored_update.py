@@ -24,7 +24,7 @@ BLOCK_NUMBERS = {"cpu": 2**20, "cuda": 2**22}
 States: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 """An optimizer's state of each parameter."""
 
-Update: TypeAlias = Callable[[States, Tensor, FactoredGradient, dict[str, Any]], None]
+Update: TypeAlias = Callable[[States, Tensor, Tensor, dict[str, Any]], None]
 """Updates a parameter with its gradient, given the optimizer's state and the group's options."""
 
 
@@ -34,7 +34,7 @@ def step(
     update: Update,
     closure: Callable[[], Any] | None,
 ) -> Any:
-    """Update what has a factored gradient, and leave the rest to torch.
+    """Update by blocks what has a factored gradient, and leave the rest to torch.
 
     Args:
         optimizer: The optimizer.
@@ -42,7 +42,7 @@ def step(
         update: Updates one parameter.
         closure: Computes the loss and the gradients.
     """
-    aside: list[tuple[Tensor, FactoredGradient]] = []
+    aside: list[tuple[Tensor, Tensor]] = []
 
     def then_update() -> Any:
         loss = None if closure is None else closure()
@@ -50,10 +50,14 @@ def step(
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     gradient = parameter.grad
-                    if _takes_factors(parameter, gradient, group):
+                    if gradient is not None and _goes_by_blocks(
+                        parameter, gradient, group, optimizer.state
+                    ):
                         update(optimizer.state, parameter, gradient, group)
                         aside.append((parameter, gradient))
                         parameter.grad = None  # torch passes over it
+                if group.get("momentum") and group["fused"]:
+                    _start_late_momenta(optimizer.state, group)
         return loss
 
     # torch wraps a class's step so that it calls the optimizer's hooks, and so it has done with
@@ -66,24 +70,50 @@ def step(
             parameter.grad = gradient
 
 
-def _takes_factors(parameter: Tensor, gradient: Tensor | None, group: dict[str, Any]) -> bool:
-    return (
-        isinstance(gradient, FactoredGradient)
-        and gradient.factors is not None
-        and parameter.is_contiguous()
-        and not group["differentiable"]
+def _goes_by_blocks(
+    parameter: Tensor, gradient: Tensor, group: dict[str, Any], states: States
+) -> bool:
+    """Whether a gradient has factors, or its parameter has moments that torch's step cannot take.
+
+    A parameter with moments in bfloat16 has now and then a gradient that was written out: one
+    clipped by value, or one of too many draws.
+    """
+    if group["differentiable"] or not parameter.is_contiguous():
+        return False
+    if isinstance(gradient, FactoredGradient) and gradient.factors is not None:
+        return True
+    moments = (value for name, value in states.get(parameter, {}).items() if name != "step")
+    return parameter.dtype != torch.bfloat16 and any(
+        isinstance(moment, Tensor) and moment.dtype == torch.bfloat16 for moment in moments
     )
 
 
+def _start_late_momenta(states: States, group: dict[str, Any]) -> None:
+    """Start the momenta of parameters that get their first gradient after others.
+
+    Torch's fused SGD knows a first step of all parameters alone. Here they start such that its next
+    step gives them their gradient, which is what a momentum first is.
+    """
+    trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+    late = [p for p in trained if states.get(p, {}).get("momentum_buffer") is None]
+    if len(late) == len(trained):
+        return
+    for parameter in late:
+        gradient = -parameter.grad if group["maximize"] else parameter.grad
+        gradient = gradient.add(parameter, alpha=float(group["weight_decay"]))
+        start = gradient.mul_(group["dampening"] / group["momentum"])
+        states[parameter]["momentum_buffer"] = start
+
+
 def update_by_adam(
-    states: States, parameter: Tensor, gradient: FactoredGradient, group: dict[str, Any]
+    states: States, parameter: Tensor, gradient: Tensor, group: dict[str, Any]
 ) -> None:
     """Update a parameter as ``torch.optim.Adam`` does.
 
     Args:
         states: The optimizer's state; moments are made where there are none.
         parameter: The parameter, contiguous.
-        gradient: Its gradient, which has factors.
+        gradient: Its gradient, with factors or a matrix.
         group: The options of its group.
     """
     state = states[parameter]
@@ -124,14 +154,14 @@ def update_by_adam(
 
 
 def update_by_sgd(
-    states: States, parameter: Tensor, gradient: FactoredGradient, group: dict[str, Any]
+    states: States, parameter: Tensor, gradient: Tensor, group: dict[str, Any]
 ) -> None:
     """Update a parameter as ``torch.optim.SGD`` does.
 
     Args:
         states: The optimizer's state; the momentum is made where there is none.
         parameter: The parameter, contiguous.
-        gradient: Its gradient, which has factors.
+        gradient: Its gradient, with factors or a matrix.
         group: The options of its group.
     """
     has_momentum = group["momentum"] != 0
@@ -161,15 +191,21 @@ def _number(value: float | Tensor) -> float | Tensor:
     return float(value) if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
 
-def _blocks(parameter: Tensor, gradient: FactoredGradient) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows, each with its gradient, which the next one overwrites."""
+def _blocks(parameter: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows, each with its gradient, which the next one may overwrite."""
     num_rows, width = parameter.shape
     at_once = _rows_at_once(parameter)
-    buffer = parameter.new_empty(at_once, width)
-    for start in range(0, num_rows, at_once):
-        rows = buffer[: num_rows - start]
-        gradient.rows(start, rows)
-        yield slice(start, start + len(rows)), rows
+    blocks = [slice(start, start + at_once) for start in range(0, num_rows, at_once)]
+    if isinstance(gradient, FactoredGradient) and gradient.factors is not None:
+        buffer = parameter.new_empty(at_once, width)
+        for block in blocks:
+            rows = buffer[: num_rows - block.start]
+            gradient.rows(block.start, rows)
+            yield block, rows
+    else:
+        matrix = gradient.written_out() if isinstance(gradient, FactoredGradient) else gradient
+        for block in blocks:
+            yield block, matrix[block].contiguous()
 
 
 def _rows_at_once(parameter: Tensor) -> int:
@@ -203,7 +239,7 @@ def _noises(
     All blocks share them, for on a CPU to draw them takes longer than the step. Each rounding is
     right in the mean all the same. They are those of torch's generator, as dropout's are.
     """
-    if group["moments"] != "bfloat16":
+    if group["moments"] != "bfloat16" or parameter.dtype == torch.bfloat16:
         return []
     shape = (_rows_at_once(parameter), parameter.shape[1])
     return [
@@ -222,4 +258,5 @@ def _rounded(
     values of bfloat16, so that it would never move if it were rounded to the nearest.
     """
     bits = values.float().view(torch.int32)
-    return bits.add_(noise[: len(bits)]).bitwise_and_(-(2**16)).view(torch.float32)
+    rounded = (bits + noise[: len(bits)]).bitwise_and_(-(2**16)).view(torch.float32)
+    return torch.where(values.isnan(), values, rounded)  # for NaN the sum may run over

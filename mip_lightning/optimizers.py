@@ -5,8 +5,8 @@ a ``FactoredGradient`` is updated from the factors (``factored_update.py``). All
 are left to torch, by fused kernels unless another implementation is chosen.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,57 @@ from torch.optim.optimizer import ParamsT
 
 from mip_lightning.errors import UsageError
 from mip_lightning.factored_gradient import max_pairs
-from mip_lightning.factored_product import why_written_out
-from mip_lightning.factored_update import step, update_by_adam, update_by_sgd
+from mip_lightning.factored_product import keep_in_factors, why_written_out
+from mip_lightning.factored_update import Update, step, update_by_adam, update_by_sgd
 
 Moments: TypeAlias = Literal["float32", "bfloat16"]
 """How moments of the parameters with a factored gradient are kept."""
 
+UPDATES: dict[type[Optimizer], Update] = {
+    torch.optim.Adam: update_by_adam,
+    torch.optim.AdamW: update_by_adam,
+    torch.optim.SGD: update_by_sgd,
+}
+"""How one parameter is updated by blocks, by the optimizer of torch that does the same."""
 
-class FactoredAdam(torch.optim.Adam):
+
+class _Factored(Optimizer):
+    """What the optimizers here do otherwise than torch's.
+
+    Attributes:
+        torchs: The optimizer of torch that does the same.
+    """
+
+    torchs: ClassVar[type[Optimizer]]
+
+    def _complete(self, moments: str) -> None:
+        """Take up the choice of moments; mend a loaded state."""
+        self.defaults["moments"] = moments
+        for group in self.param_groups:
+            check_moments(group.setdefault("moments", moments))
+            for parameter in group["params"]:
+                keep_in_factors(parameter)
+        _lay_out_as_parameters(self)
+        # With it set GradScaler leaves unscaling to torch's fused step, and Lightning then refuses
+        # to clip gradients. Unscaled before, factors and matrices can be clipped.
+        self._step_supports_amp_scaling = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._complete(state.get("defaults", self.defaults).get("moments", "float32"))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as torch's optimizer does."""
+        super().add_param_group(param_group)
+        if "moments" in self.defaults:  # else the optimizer is being made
+            self._complete(self.defaults["moments"])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters, as torch's optimizer does."""
+        return step(self, self.torchs.step, UPDATES[self.torchs], closure)
+
+
+class FactoredAdam(_Factored, torch.optim.Adam):
     """``torch.optim.Adam`` in one pass over a head's weight and moments.
 
     Args:
@@ -37,7 +80,8 @@ class FactoredAdam(torch.optim.Adam):
         capturable: As torch's; other parameters only.
         differentiable: As torch's; then gradients are written out.
         fused: As torch's, for the other parameters; by default yes, unless ``foreach`` or
-            ``differentiable``.
+            ``differentiable``, or a parameter is none that torch's fused kernels are for. They
+            take no sparse gradients.
         decoupled_weight_decay: Decay weights as AdamW does.
         moments: ``bfloat16`` keeps the moments of factored parameters in half the memory, rounded
             up or down at random so that small changes add up.
@@ -45,6 +89,8 @@ class FactoredAdam(torch.optim.Adam):
     Raises:
         UsageError: If ``moments`` is unknown.
     """
+
+    torchs = torch.optim.Adam
 
     def __init__(
         self,
@@ -64,6 +110,7 @@ class FactoredAdam(torch.optim.Adam):
         moments: Moments = "float32",
     ) -> None:
         check_moments(moments)
+        params = _listed(params)
         super().__init__(
             params,
             lr,
@@ -75,21 +122,13 @@ class FactoredAdam(torch.optim.Adam):
             maximize=maximize,
             capturable=capturable,
             differentiable=differentiable,
-            fused=_fused(fused, foreach, differentiable),
+            fused=_fused(fused, foreach, differentiable, params),
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        _complete(self, moments)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _complete(self, state.get("defaults", self.defaults).get("moments", "float32"))
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters, as torch's optimizer does."""
-        return step(self, torch.optim.Adam.step, update_by_adam, closure)
+        self._complete(moments)
 
 
-class FactoredAdamW(torch.optim.AdamW):
+class FactoredAdamW(_Factored, torch.optim.AdamW):
     """``torch.optim.AdamW`` in one pass over a head's weight and moments.
 
     Args:
@@ -104,12 +143,15 @@ class FactoredAdamW(torch.optim.AdamW):
         capturable: As torch's; other parameters only.
         differentiable: As torch's; then gradients are written out.
         fused: As torch's, for the other parameters; by default yes, unless ``foreach`` or
-            ``differentiable``.
+            ``differentiable``, or a parameter is none that torch's fused kernels are for. They
+            take no sparse gradients.
         moments: As ``FactoredAdam``.
 
     Raises:
         UsageError: If ``moments`` is unknown.
     """
+
+    torchs = torch.optim.AdamW
 
     def __init__(
         self,
@@ -128,6 +170,7 @@ class FactoredAdamW(torch.optim.AdamW):
         moments: Moments = "float32",
     ) -> None:
         check_moments(moments)
+        params = _listed(params)
         super().__init__(
             params,
             lr,
@@ -139,20 +182,12 @@ class FactoredAdamW(torch.optim.AdamW):
             foreach=foreach,
             capturable=capturable,
             differentiable=differentiable,
-            fused=_fused(fused, foreach, differentiable),
+            fused=_fused(fused, foreach, differentiable, params),
         )
-        _complete(self, moments)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        _complete(self, state.get("defaults", self.defaults).get("moments", "float32"))
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters, as torch's optimizer does."""
-        return step(self, torch.optim.AdamW.step, update_by_adam, closure)
+        self._complete(moments)
 
 
-class FactoredSGD(torch.optim.SGD):
+class FactoredSGD(_Factored, torch.optim.SGD):
     """``torch.optim.SGD`` in one pass over a head's weight and momentum.
 
     Args:
@@ -166,12 +201,15 @@ class FactoredSGD(torch.optim.SGD):
         foreach: As torch's; other parameters only.
         differentiable: As torch's; then gradients are written out.
         fused: As torch's, for the other parameters; by default yes, unless ``foreach`` or
-            ``differentiable``.
+            ``differentiable``, or a parameter is none that torch's fused kernels are for. They
+            take no sparse gradients.
         moments: As ``FactoredAdam``, of the momentum.
 
     Raises:
         UsageError: If ``moments`` is unknown.
     """
+
+    torchs = torch.optim.SGD
 
     def __init__(
         self,
@@ -189,6 +227,7 @@ class FactoredSGD(torch.optim.SGD):
         moments: Moments = "float32",
     ) -> None:
         check_moments(moments)
+        params = _listed(params)
         super().__init__(
             params,
             lr,
@@ -199,23 +238,13 @@ class FactoredSGD(torch.optim.SGD):
             maximize=maximize,
             foreach=foreach,
             differentiable=differentiable,
-            fused=_fused(fused, foreach, differentiable),
+            fused=_fused(fused, foreach, differentiable, params),
         )
-        _complete(self, moments)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _complete(self, state.get("defaults", self.defaults).get("moments", "float32"))
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters, as torch's optimizer does."""
-        return step(self, torch.optim.SGD.step, update_by_sgd, closure)
+        self._complete(moments)
 
 
 FACTORED: dict[type[Optimizer], type[Optimizer]] = {
-    torch.optim.Adam: FactoredAdam,
-    torch.optim.AdamW: FactoredAdamW,
-    torch.optim.SGD: FactoredSGD,
+    kind.torchs: kind for kind in (FactoredAdam, FactoredAdamW, FactoredSGD)
 }
 """The optimizer here that does what one of torch's does."""
 
@@ -233,18 +262,24 @@ def describe_update(
     if weight is None:
         return "The head's gradients are written out: only one of a single matrix has factors"
     reason = why_written_out(1 if num_draws is None else num_draws, weight)
-    if reason is None:
-        for optimizer in optimizers:
-            name = type(optimizer).__name__
-            if any(weight is p for group in optimizer.param_groups for p in group["params"]):
-                if isinstance(optimizer, tuple(FACTORED.values())):
-                    limit = f", in batches of up to {max_pairs(weight.shape)} samples"
-                    return (
-                        "The head's gradient is kept as factors"
-                        f"{limit if num_draws is None else ''}: {name} updates it from them"
-                    )
-                names = ", ".join(kind.__name__ for kind in FACTORED.values())
-                reason = f"{name} takes no factors, as {names} do"
+    owners = {
+        type(optimizer).__name__: group
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if any(weight is parameter for parameter in group["params"])
+    }
+    for name, group in owners.items():
+        if "moments" not in group:
+            names = ", ".join(kind.__name__ for kind in FACTORED.values())
+            reason = f"{name} takes no factors, as {names} do"
+        elif group["differentiable"]:
+            reason = f"{name} is differentiable"
+        elif reason is None:
+            limit = f", in batches of up to {max_pairs(weight.shape)} samples"
+            return (
+                "The head's gradient is kept as factors"
+                f"{limit if num_draws is None else ''}: {name} updates it from them"
+            )
     return f"The head's gradient is written out: {reason or 'the head is not trained'}"
 
 
@@ -258,19 +293,44 @@ def check_moments(moments: str) -> None:
         raise UsageError(f"moments={moments!r}: choose one of {', '.join(get_args(Moments))}")
 
 
-def _fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> bool:
-    return not (foreach or differentiable) if fused is None else fused
+def _fused(fused: bool | None, foreach: bool | None, differentiable: bool, params: ParamsT) -> bool:
+    """Whether torch's fused kernels are used; where nothing is said, if they can be."""
+    if fused is not None:
+        return fused
+    return not (foreach or differentiable) and all(map(_can_be_fused, _parameters(params)))
 
 
-def _complete(optimizer: Optimizer, moments: str) -> None:
-    """Give the optimizer and the groups that lack it the choice of moments; mend a loaded state."""
-    optimizer.defaults["moments"] = moments
-    for group in optimizer.param_groups:
-        group.setdefault("moments", moments)
-    _lay_out_as_parameters(optimizer)
-    # With it set GradScaler leaves unscaling to torch's fused step, and Lightning then refuses to
-    # clip gradients. Unscaled before, factors and matrices can be clipped.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+def _listed(params: ParamsT) -> ParamsT:
+    """What an optimizer is given, such that it can be gone through twice."""
+    if isinstance(params, Tensor):  # which torch refuses
+        return params
+    entries = [
+        {**entry, "params": list(entry["params"])}
+        if isinstance(entry, Mapping) and isinstance(entry["params"], Iterator)
+        else entry
+        for entry in params
+    ]
+    return cast(ParamsT, entries)
+
+
+def _parameters(params: ParamsT) -> Iterator[Tensor]:
+    """The parameters in what an optimizer is given: by themselves, by name, or in groups."""
+    for entry in params:
+        if isinstance(entry, Mapping):
+            members = entry["params"]
+            yield from [members] if isinstance(members, Tensor) else _parameters(members)
+        else:
+            yield entry[1] if isinstance(entry, tuple) else entry
+
+
+def _can_be_fused(parameter: Tensor) -> bool:
+    """Torch's kernels go through real numbers as they lie in memory, without gaps."""
+    return (
+        isinstance(parameter, Tensor)  # torch refuses other things
+        and torch.empty_like(parameter, device="meta").stride() == parameter.stride()
+        and parameter.is_floating_point()
+        and parameter.device.type in ("cpu", "cuda")
+    )
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

@@ -206,10 +206,52 @@ def test_a_gradient_is_saved_and_read_as_an_ordinary_tensor():
     loaded = torch.load(file, weights_only=True)["gradient"]
     assert type(loaded) is torch.Tensor
     torch.testing.assert_close(loaded, matrix)
-    assert factored.numpy() == pytest.approx(matrix.numpy())
     assert factored.tolist()[0] == pytest.approx(matrix.tolist()[0])
     assert repr(factored) == "FactoredGradient(2 pairs, shape=(30, 20), dtype=torch.float32)"
     assert repr(factored.clamp_(0, 1)).startswith("FactoredGradient(written out")
+
+
+def test_a_gradient_can_be_set_by_its_data():
+    factored, matrix = pair()
+    factored.data = factored.data.clamp(-0.1, 0.1)
+    torch.testing.assert_close(factored + 0, matrix.clamp(-0.1, 0.1))
+    other, expected = pair(seed=3)
+    factored.data = other
+    assert factored.factors is not None
+    torch.testing.assert_close(factored + 0, expected)
+
+
+def test_a_module_with_a_factored_gradient_changes_its_type_and_shares_its_memory():
+    module = nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+    module.weight.grad, matrix = pair()
+    module.double()
+    assert (module.weight.grad + 0).dtype == torch.float64
+    torch.optim.SGD(module.parameters(), lr=1.0).step()
+    module.share_memory()
+    assert module.weight.grad.is_shared()
+    torch.testing.assert_close(module.weight.grad + 0, matrix.double())
+
+
+def test_the_memory_of_a_gradient_is_that_of_its_matrix():
+    for read in (torch.from_dlpack, lambda g: torch.from_numpy(g.numpy())):
+        factored, matrix = pair()
+        seen = read(factored)
+        torch.testing.assert_close(seen, matrix)
+        assert seen.data_ptr() == factored.data_ptr()
+        seen.zero_()
+        assert (factored + 0).abs().sum() == 0
+
+
+def test_lists_of_gradients_are_done_at_once_but_for_those_in_factors():
+    factored, matrix = pair()
+    ordinary = [torch.ones(3), torch.full((2,), 2.0)]
+    mixed = [ordinary[0], factored, ordinary[1]]
+    norms = torch._foreach_norm(mixed, 2.0, torch.float64)
+    expected = [t.double().norm() for t in (ordinary[0], matrix, ordinary[1])]
+    torch.testing.assert_close(torch.stack(list(norms)), torch.stack(expected))
+    assert torch._foreach_mul_(mixed, 3.0) is None or factored.factors is not None
+    torch.testing.assert_close(factored + 0, 3 * matrix)
+    assert ordinary[1].tolist() == [6.0, 6.0]
 
 
 def test_rows_are_those_of_the_matrix():

@@ -1,14 +1,25 @@
 """The head's product: its values and gradients are those of ``F.linear``."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 from torch.nn import functional as F
 
 from mip_lightning import DenseHead, HyperModel, HypernetworkConfig, LowRankHead, Uniform
 from mip_lightning.factored_gradient import FactoredGradient
-from mip_lightning.factored_product import BLOCK_ROWS, factored_linear, why_written_out
+from mip_lightning.factored_product import (
+    BLOCK_ROWS,
+    factored_linear,
+    keep_in_factors,
+    why_written_out,
+)
 from mip_lightning.networks import LeNet
+from mip_lightning.optimizers import FactoredAdam
 
 LARGE = (BLOCK_ROWS * 12 + 5, 32)
 
@@ -19,7 +30,19 @@ def _small_weights_have_factors(monkeypatch):
 
 
 def inputs(num: int, shape: tuple[int, int] = LARGE) -> tuple[torch.Tensor, nn.Parameter]:
-    return torch.randn(num, shape[1], requires_grad=True), nn.Parameter(torch.randn(shape))
+    weight = nn.Parameter(torch.randn(shape))
+    keep_in_factors(weight)
+    return torch.randn(num, shape[1], requires_grad=True), weight
+
+
+def test_a_weight_whose_optimizer_takes_no_factors_has_an_ordinary_gradient():
+    hidden, weight = torch.randn(1, 32), nn.Parameter(torch.randn(LARGE))
+    factored_linear(hidden, weight).sum().backward()
+    assert type(weight.grad) is torch.Tensor
+    FactoredAdam([weight])
+    weight.grad = None
+    factored_linear(hidden, weight).sum().backward()
+    assert isinstance(weight.grad, FactoredGradient)
 
 
 @pytest.mark.parametrize("shape", [LARGE, (BLOCK_ROWS * 12, 32), (600, 128), (5, 4)])
@@ -44,14 +67,17 @@ def test_large_weights_have_factors_and_small_ones_have_not():
     assert "small" in why_written_out(1, torch.empty(5, 4))
     assert "32 draws" in why_written_out(32, torch.empty(LARGE))
     assert "meta" in why_written_out(1, torch.empty(LARGE, device="meta"))
+    assert "contiguous" in why_written_out(1, torch.empty(LARGE[::-1]).T)
+    assert "parametrization" in why_written_out(1, nn.Parameter(torch.empty(LARGE)) * 2)
 
 
-def test_several_ranks_write_the_gradient_out(monkeypatch):
+@pytest.mark.parametrize(("ranks", "says"), [(1, "copies it"), (2, "2 ranks average it")])
+def test_ranks_write_the_gradient_out(ranks, says, monkeypatch):
     hidden, weight = inputs(1)
     with monkeypatch.context() as patch:
         patch.setattr(torch.distributed, "is_initialized", lambda: True)
-        patch.setattr(torch.distributed, "get_world_size", lambda: 2)
-        assert why_written_out(1, weight) == "2 ranks average it"
+        patch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+        assert says in why_written_out(1, weight)
         factored_linear(hidden, weight).sum().backward()
     assert type(weight.grad) is torch.Tensor
     torch.testing.assert_close(weight.grad, hidden.detach().expand(*LARGE))
@@ -71,6 +97,7 @@ def test_gradients_add_up_over_backward_passes_and_calls_in_factors():
 def test_the_gradient_can_be_differentiated():
     hidden = torch.randn(2, 128, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(512, 128, dtype=torch.float64, requires_grad=True)
+    keep_in_factors(weight)
     assert why_written_out(2, weight) is None
     results = []
     for product in (factored_linear, F.linear):
@@ -148,6 +175,7 @@ def test_a_frozen_weight_gets_no_gradient_and_hands_its_inputs_on():
 def test_a_models_gradient_is_in_factors_and_hooks_see_the_matrix(head):
     model = HyperModel(LeNet(), Uniform(), hypernetwork=HypernetworkConfig(head=head))
     seen = []
+    keep_in_factors(model.hypernetwork.head.weight)
     model.hypernetwork.head.weight.register_hook(lambda g: seen.append(g.abs().sum()))
     model(torch.rand(4, 1, 12, 12), torch.rand(2, 1)).square().sum().backward()
     gradient = model.hypernetwork.head.factored_weight.grad
@@ -160,3 +188,24 @@ def test_a_models_gradient_is_in_factors_and_hooks_see_the_matrix(head):
         model(torch.rand(4, 1, 12, 12), 0.5).sum(), [model.hypernetwork.head.weight]
     )
     assert again.norm() > 0
+
+
+TRACED = """
+import torch
+from mip_lightning.networks import LeNet
+from mip_lightning import HyperModel, Uniform
+
+model = HyperModel(LeNet(), Uniform()).eval()
+traced = torch.jit.trace(model.hypernetwork, torch.tensor([[0.5]]))
+torch.jit.save(traced, "traced.pt")
+gamma = torch.tensor([[0.25]])
+torch.testing.assert_close(torch.jit.load("traced.pt")(gamma), model.hypernetwork(gamma))
+"""
+
+
+def test_a_traced_hypernetwork_can_be_saved():
+    """By itself, for the checks of shapes in tests cannot be traced."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", TRACED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

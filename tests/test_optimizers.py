@@ -8,7 +8,8 @@ from torch import nn
 
 from mip_lightning import UsageError
 from mip_lightning.factored_gradient import FactoredGradient
-from mip_lightning.factored_product import factored_linear
+from mip_lightning.factored_product import factored_linear, keep_in_factors
+from mip_lightning.factored_update import _rounded
 from mip_lightning.optimizers import (
     FACTORED,
     FactoredAdam,
@@ -113,6 +114,7 @@ def test_100_steps_are_those_of_torchs_optimizer_to_rounding(kind, run):
         train(model, optimizer, **run)
     assert isinstance(ours.weight.grad, FactoredGradient)
     assert ours.weight.grad.factors is not None
+    assert ours.weight.grad._value.matrix is None  # nor was it written out on the way
     for a, b, c in zip(ours.parameters(), theirs.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         rounding = (b.double() - c).norm()  # of torch's own float32
@@ -230,6 +232,7 @@ def test_hooks_and_the_closure_are_called_once_a_step():
 def test_other_optimizers_take_the_matrix(other, foreach):
     options = {"momentum": 0.9} if other in (torch.optim.SGD, torch.optim.RMSprop) else {}
     ours, theirs = both()
+    keep_in_factors(ours.weight)
     for model in (ours, theirs):
         optimizer = other(model.parameters(), lr=1e-3, foreach=foreach, **options)
         train(model, optimizer, steps=10, accumulate=2, clip=0.3)
@@ -250,7 +253,88 @@ def test_gradients_start_anew_after_zero_grad(set_to_none):
     assert isinstance(model.weight.grad, FactoredGradient)
 
 
+def test_a_parameter_may_get_its_first_gradient_later_than_others():
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.2, "nesterov": False}
+    results = []
+    for kind, more in ((FactoredSGD, {}), (torch.optim.SGD, {"foreach": True})):
+        for maximize in (False, True):
+            early, late = (nn.Parameter(torch.arange(3.0) + n) for n in range(2))
+            optimizer = kind([early, late], maximize=maximize, **options, **more)
+            for step in range(4):
+                optimizer.zero_grad()
+                (early.square().sum() + (late.sin().sum() if step else 0.0)).backward()
+                optimizer.step()
+            results.append((early, late))
+    for ours, theirs in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_fused_kernels_are_left_where_torch_has_none():
+    plain, gaps = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 6)[:, ::2])
+    complex_valued = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    assert FactoredAdam([plain]).defaults["fused"]
+    assert FactoredAdam([{"params": plain}]).defaults["fused"]
+    assert FactoredAdam([("plain", plain)]).defaults["fused"]
+    for other in (gaps, complex_valued):
+        optimizer = FactoredAdam(iter([plain, other]), lr=0.1)
+        assert not optimizer.defaults["fused"]
+        other.grad = torch.ones_like(other)
+        optimizer.step()
+        torch.testing.assert_close(other.detach(), torch.full_like(other, 0.9))
+
+
+def test_what_torch_refuses_is_refused():
+    for kind in (torch.optim.Adam, FactoredAdam):
+        with pytest.raises(TypeError, match="should be an iterable"):
+            kind(torch.ones(2))
+        with pytest.raises(TypeError, match="can only optimize Tensors"):
+            kind([3])
+
+
+def test_groups_that_come_later_are_taken_too():
+    model, _ = both()
+    optimizer = FactoredAdam(model.trunk.parameters())
+    optimizer.add_param_group({"params": [model.weight]})
+    model(torch.rand(1, 3)).square().sum().backward()
+    assert isinstance(model.weight.grad, FactoredGradient)
+    optimizer.step()
+    with pytest.raises(UsageError, match="moments='float16'"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "moments": "float16"})
+
+
 # --- moments in bfloat16 ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(FactoredAdam, {"amsgrad": True}), (FactoredAdamW, {}), (FactoredSGD, {"momentum": 0.9})],
+)
+def test_moments_in_bfloat16_take_gradients_that_were_written_out_now_and_then(kind, options):
+    found = []
+    for moments in ("float32", "bfloat16"):
+        model, _ = both()
+        optimizer = kind(model.parameters(), lr=1e-3, moments=moments, **options)
+        for step in range(9):
+            optimizer.zero_grad()
+            (model(torch.full((1, 3), 0.1 * step)) - 1.0).square().mean().backward()
+            if step % 3 == 1:
+                nn.utils.clip_grad_value_(model.parameters(), 1e-4)
+                assert model.weight.grad.factors is None
+            optimizer.step()
+        found.append(model)
+        dtypes = {v.dtype for name, v in optimizer.state[model.weight].items() if name != "step"}
+        assert dtypes == {getattr(torch, moments)}
+    start = both()[0].weight
+    moved = (found[0].weight - start).norm()
+    assert (found[1].weight - found[0].weight).norm() < 0.02 * moved
+
+
+def test_rounding_leaves_what_is_no_number():
+    values = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]])
+    values.view(torch.int32)[0, 0] = 2**31 - 1  # the NaN that CUDA makes
+    rounded = _rounded(values, torch.full((1, 4), 2**16 - 1, dtype=torch.int32))
+    assert rounded[0, 0].isnan()
+    assert rounded[0, 1:].tolist() == [float("inf"), -float("inf"), 1.0]
 
 
 def test_moments_in_bfloat16_follow_those_in_float32_where_rounding_to_nearest_stands_still():
