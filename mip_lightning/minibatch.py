@@ -9,6 +9,9 @@ from mip_lightning.draws import Inputs, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import HyperModel
 
+KEPT = 2**24
+"""Numbers of predicted weights that an evaluation keeps at any rate: 64 MB."""
+
 
 class StepOutput(NamedTuple):
     """What a task's ``loss`` returns if it has metrics.
@@ -77,8 +80,8 @@ class DrawnGamma:
 class EvaluationDraws:
     """The gamma of one evaluation epoch: the weights at each are predicted once, not once a batch.
 
-    It never keeps more numbers than the hypernetwork has; what goes beyond is predicted anew. It
-    keeps nothing outside an epoch, for the weights may change there.
+    It keeps no more numbers than the hypernetwork has, or than ``KEPT`` if these are more; what
+    goes beyond is predicted anew. It keeps nothing outside an epoch: weights may change there.
     """
 
     def __init__(self) -> None:
@@ -88,7 +91,7 @@ class EvaluationDraws:
     def start(self, model: HyperModel) -> None:
         """Keep what is predicted from now on."""
         parameters = sum(p.numel() for p in model.hypernetwork.parameters())
-        self._room = parameters // model.layout.num_predicted
+        self._room = max(parameters, KEPT) // model.layout.num_predicted
         self._kept = {}
 
     def stop(self) -> None:
@@ -103,11 +106,12 @@ class EvaluationDraws:
             gammas: The values, in the same tensor for every batch.
         """
         if id(gammas) in self._kept:
-            return self._kept[id(gammas)][1]
+            kept = self._kept[id(gammas)][1]
+            return kept + [DrawnGamma(gamma) for gamma in gammas.split(1)[len(kept) :]]
         draws = [DrawnGamma(gamma) for gamma in gammas.split(1)]
-        if len(draws) <= self._room:
-            self._room -= len(draws)
-            self._kept[id(gammas)] = (gammas, draws)  # the tensor too, so that its id stays its own
+        kept = draws[: self._room]
+        self._room -= len(kept)
+        self._kept[id(gammas)] = (gammas, kept)  # the tensor too, so that its id stays its own
         return draws
 
 

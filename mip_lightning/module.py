@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from matplotlib.figure import Figure
@@ -311,26 +312,43 @@ class HyperLightningModule(LightningModule, ABC):
         """
         for optimizer in self.trainer.optimizers:
             check_options(optimizer, self.part_options)
+        # Ranks that share gamma draw it from one seed, even where each was seeded by itself.
+        self.gamma_seed = self.trainer.strategy.broadcast(self.gamma_seed)
         num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
         head = self.model.hypernetwork.head
         rank_zero_info(describe_update(head.factored_weight, num_draws, self.trainer.optimizers))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the gamma stream, and what the tensors do not tell of the model."""
+        """Keep the seed of the gamma stream, the state of torch's, and what tensors do not tell."""
         checkpoint["gamma_seed"] = self.gamma_seed
+        checkpoint["random_state"] = torch.get_rng_state()
         checkpoint["architecture"] = self.model.describe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the gamma stream; refuse the checkpoint of another model.
+        """Take up the streams of random numbers; refuse the checkpoint of another model.
+
+        On one rank a run that is resumed at the end of an epoch so goes on with the batches,
+        augmentations and dropout (on a CPU) of the undisturbed one. On several, each has a stream
+        of its own, and the checkpoint that of one.
 
         Raises:
             UsageError: If names or shapes of the checkpoint's tensors differ from this model's, or
                 its prior, encoding or trunk does.
         """
         self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
+        if self._resumes_alone() and "random_state" in checkpoint:
+            torch.set_rng_state(checkpoint["random_state"])
         if self.strict_loading:
             check_same_tensors(checkpoint["state_dict"], self.state_dict())
             check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
+
+    def _resumes_alone(self) -> bool:
+        """Whether a fit goes on, on one rank."""
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # loaded without one
+            return False
+        return trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1
 
     def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"] | DrawnGamma) -> StepOutput:
         """The loss of a batch at gamma values that this module drew or took from a grid.
@@ -392,6 +410,9 @@ class HyperLightningModule(LightningModule, ABC):
             # Every rank holds the same curve; the reduction only tells Lightning so.
             self.log(key, curve.mean, prog_bar=key == self.monitor, sync_dist=True)
             if curve.best is not None:
-                self.log(f"{key}_best", curve.values[curve.best], sync_dist=True)
+                best = f"{key}_best"
+                self.log(
+                    best, curve.values[curve.best], prog_bar=best == self.monitor, sync_dist=True
+                )
                 if sweep.grid.shape[1] == 1:
                     self.log(f"{key}_best_gamma", sweep.grid[curve.best, 0], sync_dist=True)

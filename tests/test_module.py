@@ -120,6 +120,53 @@ def test_a_resumed_run_draws_what_the_undisturbed_one_would_have_drawn():
         assert torch.equal(a, b)
 
 
+class Batches(Callback):
+    """Keeps the training batches."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(batch[0].clone())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_takes_the_batches_and_dropout_of_the_undisturbed_one(workers):
+    def run(epochs, resume=None, seed=0):
+        seed_everything(seed, verbose=False)
+        data = DataLoader(loader().dataset, 8, shuffle=True, num_workers=workers)
+        batches = Batches()
+        task = Denoising(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), Uniform(0, 1))
+        t = trainer(max_epochs=epochs, callbacks=[batches])
+        t.fit(task, data, loader(), ckpt_path=resume, weights_only=True if resume else None)
+        t.save_checkpoint("last.ckpt")
+        return batches.seen, task
+
+    undisturbed, whole = run(4)
+    before, _ = run(2)
+    after, resumed = run(4, "last.ckpt", seed=1)
+    for a, b in zip(undisturbed, before + after, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_ranks_that_share_gamma_draw_it_from_the_seed_of_the_first(monkeypatch):
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
+    t = trainer()
+    monkeypatch.setattr(t.strategy, "broadcast", lambda value, src=0: 7)
+    t.fit(task, loader(), loader())
+    assert task.gamma_seed == 7
+
+
+@pytest.mark.parametrize("monitor", ["val_mse", "val_mse_best"])
+def test_the_progress_bar_shows_what_chooses_the_checkpoint(monitor, monkeypatch):
+    monkeypatch.setattr(Denoising, "monitor", monitor)
+    t = trainer()
+    t.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
+    assert monitor in t.progress_bar_metrics
+
+
 def test_draws_differ_between_epochs_ranks_and_seeds(monkeypatch):
     task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
     batch = next(iter(loader()))
@@ -270,10 +317,14 @@ class Predictions:
         self.count += 1
 
 
-@pytest.mark.parametrize(("hidden_sizes", "predicted"), [((4, 8), 5), ((4, 1), 5 * 4)])
-def test_evaluation_predicts_the_weights_at_a_gamma_once_where_they_take_less_than_the_head(
-    hidden_sizes, predicted
+@pytest.mark.parametrize(
+    ("hidden_sizes", "kept", "predicted"),
+    [((4, 8), 0, 5), ((4, 1), 0, 1 + 4 * 4), ((4, 1), 3 * 20, 3 + 2 * 4), ((4, 1), 2**24, 5)],
+)
+def test_evaluation_predicts_the_weights_once_at_as_many_gammas_as_it_may_keep(
+    hidden_sizes, kept, predicted, monkeypatch
 ):
+    monkeypatch.setattr("mip_lightning.minibatch.KEPT", kept)
     task = Denoising(
         nn.Linear(4, 4),
         Uniform(0, 1),
