@@ -35,7 +35,7 @@ for optimizer in adam sgd; do
       mip-lightning fit --config "experiments/scale_space_$study.yaml" "${data[@]}" \
         --model.formulation "$formulation" --seed_everything "$seed" --run_dir "$run" \
         --trainer.enable_progress_bar false --trainer.callbacks '[CostCurve]' ${options[$optimizer]}
-      mip-lightning test --ckpt_path "$run/checkpoints/last.ckpt"
+      mip-lightning test --ckpt_path "$run/checkpoints/best.ckpt"
     done
   done
   python -m mip_lightning.report.figures convergence "runs/scale_space_$study/$optimizer"-* \

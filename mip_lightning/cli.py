@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from mip_lightning.callbacks import (
     GammaCurve,
     HyperModelSummary,
+    LastCheckpoint,
     NiftiWriter,
     PredictionWriter,
     RunProgressBar,
@@ -116,7 +117,6 @@ class MipLightningCLI(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.filename": BEST,
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -188,8 +188,9 @@ class MipLightningCLI(LightningCLI):
             kwargs["default_root_dir"] = folder
             if options["trainer"]["logger"] in (None, True):
                 kwargs["logger"] = _loggers(folder)
-            checkpoint = options["checkpoint"]
-            checkpoint.dirpath = checkpoint.dirpath or str((folder / CHECKPOINTS).resolve())
+            for callback in kwargs["callbacks"]:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.dirpath = callback.dirpath or str((folder / CHECKPOINTS).resolve())
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, options: Namespace) -> list[Callback]:
@@ -210,7 +211,7 @@ class MipLightningCLI(LightningCLI):
         wanted = options["trainer"]["enable_checkpointing"] is not False
         trial = bool(options["trainer"]["fast_dev_run"])
         if self.subcommand == "fit" and wanted and not trial and lacks(ModelCheckpoint):
-            callbacks.append(options["checkpoint"])
+            callbacks += [options["checkpoint"], LastCheckpoint()]
         if self.subcommand == "predict":
             volumes = options["model"].predicts_volumes
             callbacks.append(NiftiWriter() if volumes else options["predictions"])

@@ -166,6 +166,26 @@ def test_a_run_is_resumed_in_its_own_folder():
     assert torch.load(last, weights_only=True)["epoch"] == 2
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_wherever_the_best_was():
+    run("fit", "--config", QUICK, "--optimizer.lr", "0.0")
+    folder = "runs/quick/version_0/checkpoints"
+    best, last = (torch.load(f"{folder}/{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert (best["epoch"], last["epoch"]) == (0, 1)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one():
+    longer = ["--trainer.max_epochs", "4"]
+    run("fit", "--config", QUICK, "--run_dir", "whole", *longer)
+    run("fit", "--config", QUICK, "--run_dir", "parts")
+    run("fit", "--ckpt_path", "parts/checkpoints/last.ckpt", *longer)
+    whole, parts = (
+        torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name])
+
+
 def test_a_checkpoint_alone_goes_on_with_its_run():
     run("fit", "--config", QUICK)
     run(

@@ -7,6 +7,7 @@ from mip_lightning.callbacks.example_figures import ExampleFigures
 from mip_lightning.callbacks.gamma_curve import GammaCurve
 from mip_lightning.callbacks.gradient_stats import GradientStats
 from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
+from mip_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mip_lightning.callbacks.nifti_writer import NiftiWriter
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
@@ -21,6 +22,7 @@ __all__ = [
     "GammaCurve",
     "GradientStats",
     "HyperModelSummary",
+    "LastCheckpoint",
     "NiftiWriter",
     "NonFiniteError",
     "PredictedWeightStats",
