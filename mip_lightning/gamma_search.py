@@ -1,5 +1,6 @@
 """Which gamma is best on the validation data: for all of it, for each label, for each subject."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.minibatch import DrawnGamma
+from mip_lightning.minibatch import DrawnGamma, batch_size
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.primary_cost import PrimaryCost
 from mip_lightning.sweep import LabelledMetric
@@ -37,7 +38,7 @@ def best_of(
 
     First the grid, then between the neighbours of its best point a golden-section search with
     parabolic steps (Brent's, of scipy). What it returns was evaluated, and is no worse than the
-    grid's best; NaN is worse than any number.
+    grid's best; NaN is worse than any number, and where all are NaN the first is returned.
 
     Args:
         function: What is to be large, or small.
@@ -47,20 +48,30 @@ def best_of(
     """
     seen: dict[float, float] = {}
 
-    def cost(gamma: float) -> float:
+    def cost(gamma: float, of_nan: float = math.inf) -> float:
         gamma = float(gamma)  # scipy gives numbers of numpy
         if gamma not in seen:
             seen[gamma] = function(gamma)
         value = seen[gamma]
-        if value != value:
-            return float("inf")
+        if math.isnan(value):
+            return of_nan
         return -value if higher_is_better else value
 
     costs = [cost(gamma) for gamma in grid]
     best = costs.index(min(costs))
+    numbers = [value for value in costs if value < math.inf]
+    if not numbers:
+        return Selected(grid[0], math.nan)
+    # A parabola goes through no infinite value: worse than all that is known is enough.
+    worse = 2 * max(numbers) - min(numbers) + 1
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     if high > low:
-        minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": tolerance})
+        minimize_scalar(
+            lambda gamma: cost(gamma, worse),
+            bounds=(low, high),
+            method="bounded",
+            options={"xatol": tolerance},
+        )
     gamma = min(seen, key=cost)
     return Selected(gamma, seen[gamma])
 
@@ -85,7 +96,7 @@ class FlopsBudget:
         self._cost = PrimaryCost(model.model, inputs)
         self.max_flops = max_flops
         cheapest = min(map(self.flops, grid))
-        if cheapest > max_flops:
+        if not cheapest <= max_flops:
             raise UsageError(
                 f"max_flops={max_flops:g}: the primary takes {cheapest:.4g} FLOPs for a sample at"
                 " the cheapest gamma; allow as many"
@@ -147,6 +158,7 @@ class GammaSearch:
         self.report = report
         self.allowed = allowed
         self._values: dict[float, dict[str, float]] = {}
+        self._samples: dict[str, Any] = {}
 
     def select(self, by: By) -> dict[str, Selected]:
         """The best gamma for ``all``, for each label, or for each subject, by name.
@@ -167,9 +179,16 @@ class GammaSearch:
 
         self._values.clear()
         names = list(dict.fromkeys(name for gamma in self.grid for name in values(gamma)))
+
+        def value(name: str, gamma: float) -> float:
+            if by == "subject" and gamma not in self._values and self.allowed(gamma):
+                self.report(f"{self.metric} of {name} at gamma = {gamma:.4f}")
+                return self._of_subject(name, gamma)
+            return values(gamma).get(name, math.nan)
+
         return {
             name: best_of(
-                lambda gamma, name=name: values(gamma).get(name, float("nan")),  # type: ignore[misc]
+                lambda gamma, name=name: value(name, gamma),  # type: ignore[misc]
                 self.grid,
                 self.higher_is_better,
                 self.tolerance,
@@ -197,13 +216,22 @@ class GammaSearch:
 
     def _by_subject(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         values = {}
-        outputs = self._outputs(gamma)
-        for batch, (prediction, target) in zip(self.batches, outputs, strict=True):
+        for batch, (prediction, target) in zip(self.batches, self._outputs(gamma), strict=True):
+            size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
+                self._samples[name] = _sample(batch, index, size)
                 metric = self._metric()
-                metric.update(_sample(prediction, index), _sample(target, index))
+                metric.update(_sample(prediction, index, size), _sample(target, index, size))
                 values[name] = float(metric.compute())
         return values
+
+    def _of_subject(self, name: str, gamma: float) -> float:
+        """The metric of one subject, at a gamma at which no other one needs it."""
+        draw = DrawnGamma(torch.tensor([[gamma]], device=self.model.device))
+        _, prediction, target = self.model.evaluate_at(self._samples[name], draw)
+        metric = self._metric()
+        metric.update(prediction, target)
+        return float(metric.compute())
 
     def _metric(self) -> Any:
         return self.model.configure_metrics()[self.metric].to(self.model.device)
@@ -215,9 +243,14 @@ class GammaSearch:
             yield prediction, target
 
 
-def _sample(value: Any, index: int) -> Any:
+def _sample(value: Any, index: int, batch_size: int) -> Any:
     """One sample of a batch, which keeps its first dimension."""
-    return apply_to_collection(value, Tensor, lambda tensor: tensor[index : index + 1])
+
+    def of_sample(tensor: Tensor) -> Tensor:
+        is_split = tensor.ndim > 0 and len(tensor) == batch_size
+        return tensor[index : index + 1] if is_split else tensor
+
+    return apply_to_collection(value, Tensor, of_sample)
 
 
 def write_selected(

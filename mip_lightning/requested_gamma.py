@@ -32,16 +32,16 @@ class RequestedGamma:
 
     def __init__(self, prior: Prior, request: GammaRequest) -> None:
         self.request = request
-        self._by_sample: dict[str, Tensor] = {}
+        self._named: dict[str, Tensor] = {}
         self._everywhere: Tensor | None = None
         if isinstance(request, str) and Path(request).suffix in (".yaml", ".yml"):
             by, gamma = _read(Path(request))
-            if by == SUBJECT:
-                self._by_sample = {name: prior.check(value) for name, value in gamma.items()}
+            if by == ALL:
+                self._everywhere = prior.check(float(gamma))
             else:
-                values = gamma.values() if by == LABEL else [gamma]
-                distinct = dict.fromkeys(float(value) for value in values)
-                self._everywhere = torch.cat([prior.check(value) for value in distinct])
+                self._named = {name: prior.check(float(value)) for name, value in gamma.items()}
+            if by == LABEL:
+                self._everywhere = self.distinct
         elif isinstance(request, list) and prior.dim == 1:
             self._everywhere = prior.check(torch.tensor(request).reshape(-1, 1))
         else:
@@ -60,6 +60,17 @@ class RequestedGamma:
                 " all: run select-gamma --by all"
             )
         return self._everywhere
+
+    @property
+    def distinct(self) -> Float[Tensor, "K D"]:
+        """All values that were asked for, each once."""
+        if self._everywhere is not None:
+            return self._everywhere
+        return torch.cat(list({tuple(v[0].tolist()): v for v in self._named.values()}.values()))
+
+    def names_at(self, gamma: Float[Tensor, " D"]) -> list[str]:
+        """The labels or subjects for which a value was selected; none if it was for all."""
+        return [name for name, value in self._named.items() if torch.equal(value[0], gamma)]
 
     @property
     def one(self) -> Float[Tensor, "1 D"]:
@@ -82,13 +93,13 @@ class RequestedGamma:
         """
         if self._everywhere is not None:
             return self._everywhere
-        if name not in self._by_sample:
-            known = next(iter(self._by_sample), "none")
+        if name not in self._named:
+            known = next(iter(self._named), "none")
             raise UsageError(
                 f"gamma={self.request!r} has no gamma for {name!r} (but for {known!r}): it was"
-                " selected on other subjects"
+                " selected on other subjects; predict those on which it was (--data.predict_on val)"
             )
-        return self._by_sample[name]
+        return self._named[name]
 
 
 def _read(path: Path) -> tuple[str, Any]:
@@ -101,6 +112,6 @@ def _read(path: Path) -> tuple[str, Any]:
             f"gamma={str(path)!r} is no file that select-gamma wrote: it lacks by, gamma"
         )
     by, gamma = content["by"], content["gamma"]
-    if by not in (ALL, LABEL, SUBJECT) or isinstance(gamma, Mapping) != (by != ALL):
+    if by not in (ALL, LABEL, SUBJECT) or isinstance(gamma, Mapping) != (by != ALL) or gamma == {}:
         raise UsageError(f"gamma={str(path)!r} is no file that select-gamma wrote: by={by!r}")
     return by, gamma

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
+from torch import Tensor, nn
 
 from mip_lightning import recalibration
 from mip_lightning.draws import Inputs, as_arguments, tensors_in
@@ -62,6 +64,8 @@ class HyperTrainer(Trainer):
             model.requested = None if gamma is None else RequestedGamma(model.model.prior, gamma)
             if model.predicts_volumes and return_predictions is None:
                 return_predictions = False
+            if model.requested is not None:
+                _say_names(model.requested)
         return super().predict(
             model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only
         )
@@ -124,11 +128,10 @@ class HyperTrainer(Trainer):
         metric = metric or model.monitored_metric
         grid = model.model.prior.grid(grid_size)[:, 0].tolist()
         width = tolerance * (grid[-1] - grid[0])
-        budget = None if max_flops is None else FlopsBudget(model, batches[0], max_flops, grid)
         with Console(stderr=True).status("selecting gamma") as status:
-            search = GammaSearch(
-                model, batches, metric, grid, width, status.update, budget or (lambda gamma: True)
-            )
+            search = GammaSearch(model, batches, metric, grid, width, status.update)
+            budget = None if max_flops is None else FlopsBudget(model, batches[0], max_flops, grid)
+            search.allowed = budget or search.allowed
             selected = search.select(by)
         write_selected(file, selected, by, metric, ckpt_path, max_flops)
         for name, best in selected.items():
@@ -148,55 +151,94 @@ class HyperTrainer(Trainer):
         format: Format = "state_dict",
         path: str | None = None,
         recalibrate: bool = False,
-    ) -> Path:
-        """Write the ordinary network at one gamma, which needs this library no more.
+    ) -> list[Path]:
+        """Write the ordinary network at each gamma, which needs this library no more.
 
         Args:
             model: The module.
             datamodule: Tells what the network takes, by one batch.
-            gamma: The value; for several dimensions a list or, of a joint prior, a mapping; or the
-                YAML file that ``select-gamma`` wrote for ``all``.
+            gamma: A value, or a list of values; for several dimensions a list (of lists) or, of a
+                joint prior, a mapping; or the YAML file that ``select-gamma`` wrote. Of several
+                values each gives a network.
             ckpt_path: The checkpoint.
             weights_only: Whether the checkpoint may hold plain values only, as it does unless this
                 is ``False``.
             format: ``state_dict``, ``torch_export`` or ``onnx``.
-            path: The file, relative to the run's folder unless absolute; by default named after
-                the primary and gamma.
+            path: The file of the one network, relative to the run's folder unless absolute; by
+                default files are named after the primary and gamma.
             recalibrate: Measure the statistics of BatchNorm layers at this gamma, over
                 the training batches.
 
         Returns:
-            The path of the file.
+            The paths of the files.
 
         Raises:
-            UsageError: If gamma is none of the prior's, or as ``export_network`` raises.
+            UsageError: If gamma is none of the prior's, ``path`` is given for several, or as
+                ``export_network`` raises.
         """
         _load(model, ckpt_path, weights_only)
         model.eval()
-        draws = RequestedGamma(model.model.prior, gamma).one
+        requested = RequestedGamma(model.model.prior, gamma)
+        if path is not None and len(requested.distinct) > 1:
+            raise UsageError(
+                f"path={path!r} is one file, and gamma={gamma!r} holds"
+                f" {len(requested.distinct)} values: leave path out"
+            )
         datamodule.prepare_data()
         datamodule.setup("fit")
+        files = []
+        for number, draw in enumerate(requested.distinct):
+            written = ", ".join(f"{value:.6g}" for value in draw.tolist())
+            network = self._network_at(model, datamodule, draw, recalibrate)
+            at = written if len(draw) == 1 else str(number)
+            name = f"{type(network).__name__}_gamma_{at}{SUFFIXES[format]}"
+            file = Path(self.default_root_dir) / (path or name)
+            export_network(network, next(_inputs(model, datamodule, draw[None])), file, format)
+            files.append(file)
+            names = ", ".join(requested.names_at(draw))
+            rank_zero_info(
+                f"The network at gamma = {written}{f' ({names})' if names else ''}: {file}"
+            )
+            if format == "state_dict" and model.model.asks_for_gamma:
+                rank_zero_info(
+                    f"The file holds weights, not gamma: call {type(network).__name__} with"
+                    f" gamma={written}"
+                )
+        return files
+
+    def _network_at(
+        self,
+        model: HyperLightningModule,
+        datamodule: LightningDataModule,
+        draw: Float[Tensor, " D"],
+        recalibrate: bool,
+    ) -> nn.Module:
+        """The materialized network, which computes what the hypermodel does.
+
+        Args:
+            model: The module.
+            datamodule: Tells what the network takes.
+            draw: Gamma.
+            recalibrate: Measure the statistics of BatchNorm layers.
+        """
+        draws = draw[None]
         network = model.model.materialize(draws).eval()
-        inputs = next(_inputs(model, datamodule, draws))
-        random = random_like(inputs)
+        random = random_like(next(_inputs(model, datamodule, draws)))
         args, kwargs = as_arguments(random)
         outputs = (network(*args, **kwargs), model.model.run_at(draws, random))
         found, expected = (list(tensors_in([output])) for output in outputs)
-        check_same_outputs(found, expected, PARITY, f"gamma={gamma}")
+        check_same_outputs(found, expected, PARITY, f"gamma={draw.tolist()}")
         if recalibrate:
             recalibration.recalibrate(network, _inputs(model, datamodule, draws))
-        written = _in_words(gamma, draws)
-        at = f"_gamma_{written}" if draws.shape[1] == 1 else ""
-        name = f"{type(network).__name__}{at}{SUFFIXES[format]}"
-        file = Path(self.default_root_dir) / (path or name)
-        export_network(network, inputs, file, format)
-        rank_zero_info(f"The network at gamma = {written}: {file}")
-        if format == "state_dict" and model.model.asks_for_gamma:
-            rank_zero_info(
-                f"The file holds weights, not gamma: call {type(network).__name__} with"
-                f" gamma={written}"
-            )
-        return file
+        return network
+
+
+def _say_names(requested: RequestedGamma) -> None:
+    """Say for which labels or subjects a value was selected, where it was for some."""
+    for gamma in requested.distinct:
+        names = requested.names_at(gamma)
+        if names:
+            rank_zero_info(f"gamma = {gamma.item():.6g}: {', '.join(names)}")
 
 
 def _load(model: HyperLightningModule, ckpt_path: str | None, weights_only: bool | None) -> None:
@@ -208,15 +250,9 @@ def _load(model: HyperLightningModule, ckpt_path: str | None, weights_only: bool
     model.load_state_dict(checkpoint["state_dict"])
 
 
-def _in_words(gamma: GammaRequest, draws: torch.Tensor) -> str:
-    """How messages and names of files write a gamma: what came from a file, by its value."""
-    is_file = isinstance(gamma, str) and Path(gamma).suffix in (".yaml", ".yml")
-    return f"{draws.item():.4g}" if is_file else str(gamma)
-
-
 @torch.no_grad()
 def _inputs(
-    model: HyperLightningModule, datamodule: LightningDataModule, gamma: torch.Tensor
+    model: HyperLightningModule, datamodule: LightningDataModule, gamma: Tensor
 ) -> Iterator[Inputs]:
     """What the task gives the primary for each training batch."""
     for batch in datamodule.train_dataloader():

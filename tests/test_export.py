@@ -124,7 +124,7 @@ def test_the_command_writes_a_network_that_needs_this_library_no_more(caplog):
     ("options", "says"),
     [
         (["--gamma", "1.5"], "gamma[0, 0] is 1.5, outside [0, 1]"),
-        (["--gamma", "[0.1, 0.2]"], "holds 2 values: give one"),
+        (["--gamma", "[0.1, 0.2]", "--path", "a.pt"], "holds 2 values: leave path out"),
         ([], "gamma"),
     ],
 )

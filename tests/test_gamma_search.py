@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 import yaml
+from torch import nn
+from torchmetrics import MeanMetric
 
-from mip_lightning import Joint, Uniform, UsageError
-from mip_lightning.gamma_search import best_of
+from mip_lightning import HyperLightningModule, Joint, StepOutput, Uniform, UsageError
+from mip_lightning.gamma_search import GammaSearch, best_of
 from mip_lightning.requested_gamma import RequestedGamma
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -37,6 +39,60 @@ def test_a_value_that_is_no_number_is_never_the_best():
     assert 0.59 < found.gamma < 0.65
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_search_in_a_part_of_the_range_warns_of_nothing():
+    for limit in (0.3, 0.74, 0.76):
+        found = best_of(lambda g, limit=limit: g if g <= limit else math.nan, GRID, True, 0.001)
+        assert found.gamma == pytest.approx(limit, abs=0.01)
+    nowhere = best_of(lambda gamma: math.nan, GRID, True, 0.01)
+    assert (nowhere.gamma, math.isnan(nowhere.value)) == (0.0, True)
+
+
+class Fitting(HyperLightningModule):
+    """Each sample is best at a gamma of its own, which it is told."""
+
+    def loss(self, batch, gamma):
+        distance = (gamma[0] - batch["best"]).abs()
+        return StepOutput(distance.mean(), distance.detach(), batch["best"])
+
+    def configure_metrics(self):
+        return {"distance": MeanAbsoluteDistance()}
+
+    def sample_names(self, batch):
+        return batch["name"]
+
+
+class MeanAbsoluteDistance(MeanMetric):
+    higher_is_better = False
+
+    def update(self, prediction, target):
+        super().update(prediction)
+
+
+def test_each_subject_is_searched_by_itself_once_the_grid_is_known(monkeypatch):
+    best = torch.linspace(0.03, 0.93, 10)
+    batches = [
+        {"best": best[i : i + 4], "name": [str(n) for n in range(i, min(i + 4, 10))]}
+        for i in (0, 4, 8)
+    ]
+    module = Fitting(nn.Linear(1, 1), Uniform(0, 1)).eval()
+    samples = []
+    evaluate_at = module.evaluate_at
+
+    def counted(batch, gamma):
+        samples.append(len(batch["best"]))
+        return evaluate_at(batch, gamma)
+
+    monkeypatch.setattr(module, "evaluate_at", counted)
+    search = GammaSearch(module, batches, "distance", GRID, 0.01)
+    with torch.no_grad():
+        selected = search.select("subject")
+    assert {name: found.gamma for name, found in selected.items()} == pytest.approx(
+        {str(n): float(value) for n, value in enumerate(best)}, abs=0.011
+    )
+    assert sum(samples) < 10 * len(GRID) + 10 * 15  # not 10 * 10 * 15
+
+
 def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     prior = Uniform(0, 1)
     assert RequestedGamma(prior, 0.3).of_sample("any").tolist() == [[pytest.approx(0.3)]]
@@ -58,6 +114,7 @@ def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     [
         ("by: subject\ngamma: {a: 0.5}", "select-gamma --by all"),
         ("by: label\ngamma: {a: 0.5, b: 0.25}", "holds 2 values: give one"),
+        ("by: label\ngamma: {}", "no file that select-gamma wrote"),
         ("by: all\ngamma: 2.0", "outside"),
         ("by: all\ngamma: {a: 0.5}", "no file that select-gamma wrote"),
         ("gamma: 0.5", "no file that select-gamma wrote"),

@@ -91,7 +91,7 @@ def test_so_many_images_are_kept_as_are_asked_for(folders):
 def test_large_images_are_kept_no_larger_than_crops_need(folders, tmp_path):
     for number in range(20):
         paint(folders / "large" / f"{number}.png", (9, 9, 9), (300, 200))
-    kept = made(folders)._parts["train"]._images
+    kept = made(folders).parts["train"]._images
     assert max(min(image.shape[1:]) for image in kept) == 32
     assert {tuple(image.shape[1:]) for image in kept} == {(30, 40), (32, 48)}
 

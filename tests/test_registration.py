@@ -3,6 +3,8 @@ import sys
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from monai.losses import (
     BendingEnergyLoss,
     GlobalMutualInformationLoss,
@@ -12,6 +14,7 @@ from monai.networks.nets import BasicUNet, VoxelMorphUNet
 from torch import nn
 
 from mip_lightning import (
+    ByRegularExpression,
     EndPointOversampling,
     HypernetworkConfig,
     Normal,
@@ -19,7 +22,7 @@ from mip_lightning import (
     Uniform,
     UsageError,
 )
-from mip_lightning.networks import ConstantWidthUNet
+from mip_lightning.networks import ConstantWidthUNet, HyperMorphUNet
 from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.tasks import (
     Registration,
@@ -173,6 +176,7 @@ def test_a_bidirectional_loss_does_not_change_when_images_and_flow_are_exchanged
     ("options", "says"),
     [
         ({"prior": Normal()}, r"one dimension in \[0, 1\]"),
+        ({"prior": Normal(0.5, 0.1)}, r"one dimension in \[0, 1\]"),
         ({"prior": Uniform(0, 2)}, r"one dimension in \[0, 1\]"),
         ({"prior": Uniform(0, 1, dim=2)}, "one dimension"),
         ({"divisible_by": 0}, "divisible_by=0"),
@@ -213,16 +217,36 @@ def test_the_unet_has_the_papers_layers(size):
     assert network(torch.rand(1, 2, *size)).shape == (1, 2, *size)
 
 
-def test_the_reference_is_made_of_parts_of_this_library_and_monai():
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_reference_network_has_the_features_of_voxelmorph(dims):
+    network = HyperMorphUNet(dims)
+    convolutions = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
+    assert [c.out_channels for c in convolutions] == [16, *[32] * 8, 16, 16, dims]
+    assert sum(isinstance(m, (nn.MaxPool2d, nn.MaxPool3d)) for m in network.modules()) == 4
+    flow = convolutions[-1]
+    assert float(flow.weight.detach().std()) == pytest.approx(1e-5, rel=0.2)
+    assert not flow.bias.any()
+    size = [16, 32, 16][:dims]
+    assert network(torch.rand(1, 2, *size)).shape == (1, dims, *size)
+
+
+def test_the_reference_starts_near_the_identity_for_its_flow_layer_is_not_predicted():
+    config = yaml.safe_load((ROOT / "experiments" / "hypermorph_reference.yaml").read_text())
+    (pattern,) = config["model"]["init_args"]["theta"]["predicted"]["init_args"]["patterns"]
     task = make(
-        VoxelMorphUNet(2, 2, 32, (16, 32, 32, 32, 32, 32), (16, 16)),
+        HyperMorphUNet(),
         prior=EndPointOversampling(Uniform(0, 1), 0.2),
         formulation="default",
+        theta=ThetaConfig(predicted=ByRegularExpression([pattern])),
         regularization=SquaredGradientPenalty(factor=2.0),
         deformation=StationaryVelocity(half_resolution=True),
         divisible_by=16,
     )
-    assert task.evaluate_at(pair((16, 32)), torch.tensor([[0.5]])).loss.isfinite()
+    left = {name for name, _ in task.model.primary.named_parameters()} - set(task.model.theta0)
+    assert left == {f"net.1.final_conv_out.conv.{kind}" for kind in ("weight", "bias")}
+    batch, gamma = pair((16, 32)), torch.tensor([[0.5]])
+    assert task.evaluate_at(batch, gamma).loss.isfinite()
+    assert task.deformed(batch, gamma).displacement.abs().max() < 1e-2
 
 
 def test_volumes_are_cut_to_the_size_of_the_fixed_image():

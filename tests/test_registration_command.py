@@ -107,8 +107,37 @@ def test_a_gamma_is_selected_for_each_label_and_each_subject(checkpoint, fitted,
         assert len(content["gamma"]) == len(content["value"]) == names
         assert ("Left-Grey-Matter" in content["gamma"]) == (by == "label")
     chosen = str(fitted / "subject" / "by_subject.yaml")
-    with pytest.raises(SystemExit, match="was selected on other subjects"):
+    with pytest.raises(SystemExit, match=r"selected on other.*--data\.predict_on val"):
         main(["predict", "--ckpt_path", checkpoint, "--gamma", chosen])
+
+
+def test_each_subject_is_predicted_at_the_gamma_that_was_selected_for_it(
+    checkpoint, tmp_path, caplog
+):
+    chosen = tmp_path / "by_subject.yaml"
+    select = ["select-gamma", "--ckpt_path", checkpoint, "--by", "subject", "--path", str(chosen)]
+    main([*select, "--grid_size", "3"])
+    selected = yaml.safe_load(chosen.read_text())["gamma"]
+    folder = str(tmp_path / "p")
+    main(["predict", "--ckpt_path", checkpoint, "--gamma", str(chosen), "--run_dir", folder,
+          "--data.predict_on", "val"])  # fmt: skip
+    found = {path.parent.name: path.name for path in Path(folder).glob("*/gamma_*_image.nii.gz")}
+    assert found == {name: f"gamma_{gamma:.6g}_image.nii.gz" for name, gamma in selected.items()}
+    assert all(f": {name}" in caplog.text or f", {name}" in caplog.text for name in selected)
+
+
+def test_a_network_is_exported_at_the_gamma_of_each_label(checkpoint, tmp_path, caplog):
+    chosen = tmp_path / "by_label.yaml"
+    chosen.write_text("by: label\ngamma: {A: 0.25, B: 0.75, C: 0.25}")
+    export = ["export", "--ckpt_path", checkpoint, "--gamma", str(chosen)]
+    main([*export, "--run_dir", str(tmp_path / "e")])
+    assert sorted(path.name for path in (tmp_path / "e").glob("*.pt")) == [
+        "ConstantWidthUNet_gamma_0.25.pt",
+        "ConstantWidthUNet_gamma_0.75.pt",
+    ]
+    assert "gamma = 0.25 (A, C)" in caplog.text
+    with pytest.raises(SystemExit, match="holds 2 values: leave path out"):
+        main([*export, "--path", "one.pt"])
 
 
 @pytest.mark.parametrize(

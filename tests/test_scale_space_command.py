@@ -89,6 +89,14 @@ def test_gamma_is_selected_within_a_budget_and_then_predicted_and_exported_with(
     torch.testing.assert_close(program(images), network.eval()(images, gamma), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("format", ["state_dict", "torch_export"])
+def test_an_export_says_that_a_state_dict_holds_no_gamma(format, checkpoint, tmp_path, caplog):
+    main(["export", "--ckpt_path", checkpoint, "--gamma", "0.2", "--format", format,
+          "--run_dir", str(tmp_path / "e")])  # fmt: skip
+    says = "call ScaleSpaceUNet with gamma=0.2" in caplog.text
+    assert says == (format == "state_dict")
+
+
 def image_size(checkpoint: str, folder: Path) -> tuple[int, ...]:
     """Size of a test image, by predicting one."""
     main(["predict", "--ckpt_path", checkpoint, "--gamma", "0.25", "--run_dir", str(folder / "p")])

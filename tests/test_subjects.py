@@ -1,3 +1,5 @@
+import dataclasses
+import gzip
 import json
 import os
 from pathlib import Path
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils.data import DataLoader
 
 from mip_lightning import UsageError
 from mip_lightning.data import (
@@ -18,6 +21,7 @@ from mip_lightning.data import (
     SubjectSource,
     TemplateBrains,
 )
+from mip_lightning.data.subjects import check_alike
 
 DATA = Path(os.environ.get("MIP_TEST_DATA", ROOT.parent / "shared" / "data"))
 
@@ -123,21 +127,25 @@ def test_training_pairs_are_shuffled_and_evaluation_pairs_are_fixed():
     assert order(data.test_dataloader()) != order(other.test_dataloader())
 
 
-def test_images_of_different_sizes_stand_in_the_middle_of_the_largest():
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_images_of_different_sizes_stand_in_the_middle_of_the_largest(batch_size):
+    """At a batch size of 1 of the larger one of the pair."""
     sizes = [(4, 4), (3, 7), (4, 5), (2, 2), (4, 4), (4, 4)]
     data = ready(
         Given(*[(str(i), "", size) for i, size in enumerate(sizes)]),
         train_fraction=0.34,
         validation_fraction=0.33,
+        batch_size=batch_size,
     )
     seen = 0
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        for pair in loader:
+        for pair in DataLoader(loader.dataset, 1):
             number = int(pair["fixed_name"][0].removeprefix("scan_"))
-            size = sizes[number]
-            assert pair["fixed"].shape == (1, 1, 4, 7)
+            size, other = sizes[number], sizes[int(pair["moving_name"][0].removeprefix("scan_"))]
+            full = (4, 7) if batch_size > 1 else tuple(map(max, zip(size, other, strict=True)))
+            assert pair["fixed"].shape == pair["moving"].shape == (1, 1, *full)
             assert pair["size"].tolist() == [list(size)]
-            before = [(4 - size[0]) // 2, (7 - size[1]) // 2]
+            before = [(length - own) // 2 for length, own in zip(full, size, strict=True)]
             inside = pair["fixed"][0, 0, before[0] :, before[1] :][: size[0], : size[1]]
             assert (inside == number + 1).all()
             assert pair["fixed"].sum() == inside.sum()
@@ -161,6 +169,9 @@ def broken(change: str, root: Path) -> None:
             image, labels = np.ones((6, 8, 4)), np.ones((6, 8, 4))
         case "line":
             image, labels = np.ones(6), np.ones(6)
+        case "place":
+            path = root / "OASIS_OAS1_0001_MR1_c091" / "slice_seg24.nii.gz"
+            save(path, np.ones((6, 8, 1), np.uint8), np.diag([1.0, 2.0, 1.0, 1.0]))
     save_scan(root, "OASIS_OAS1_0009_MR1_c091", image, labels.astype(np.float32))
 
 
@@ -171,8 +182,12 @@ def broken(change: str, root: Path) -> None:
         ("shape", r"slice_seg24.nii.gz has shape \(5, 8\), its image slice_norm.nii.gz \(6, 8\)"),
         ("label", r"slice_seg24.nii.gz holds the value 300"),
         ("fraction", r"slice_seg24.nii.gz holds the value 0.5"),
-        ("volume", r"mixes 2D and 3D: .* \(6, 8\), OASIS_OAS1_0009_MR1_c091 \(6, 8, 4\)"),
+        (
+            "volume",
+            r"OASIS2D in '.*' mixes 2D and 3D: .* \(6, 8\), OASIS_OAS1_0009_MR1_c091 \(6, 8, 4\)",
+        ),
         ("line", r"0009_MR1_c091/slice_norm.nii.gz has shape \(6,\)"),
+        ("place", r"0001_MR1_c091/slice_seg24.nii.gz has another affine than its image"),
     ],
 )
 def test_bad_scans_are_named(change, says, scans):
@@ -189,10 +204,72 @@ def test_missing_and_unreadable_files_are_named(scans, tmp_path):
     (folder / "slice_norm.nii.gz").unlink()
     with pytest.raises(UsageError, match=r"0001_MR1_c091/slice_norm.nii.gz cannot be read"):
         OASIS2D(str(scans)).load()
-    with pytest.raises(UsageError, match=r"seg4.nii.gz cannot be read|slice_norm"):
+    with pytest.raises(UsageError, match=r"0000_MR1_c091/slice_seg4.nii.gz cannot be read"):
         OASIS2D(str(scans), labels="seg4").load()
     with pytest.raises(UsageError, match=r"holds no folder OASIS_OAS1"):
         OASIS2D(str(tmp_path / "nowhere")).load()
+
+
+def spoilt(kind: str) -> bytes:
+    """A NIfTI file that is broken in one way."""
+    values = np.ones((6, 8, 4), np.complex64 if kind == "complex" else np.float32)
+    if kind == "colour":
+        values = np.ones((6, 8, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    content = bytearray(nibabel.Nifti1Image(values, np.eye(4)).to_bytes())
+    if kind == "type":
+        content[70:72] = (9999).to_bytes(2, "little")  # nifti1.h: datatype
+    if kind == "size":
+        content[42:44] = (-6).to_bytes(2, "little", signed=True)  # nifti1.h: dim[1]
+    packed = bytearray(gzip.compress(bytes(content)))
+    if kind == "packing":
+        packed[30:60] = b"\xff" * 30
+    return bytes(packed[: len(packed) // 2] if kind == "half" else packed)
+
+
+@pytest.mark.parametrize("kind", ["complex", "colour", "type", "size", "packing", "half"])
+def test_a_file_that_is_broken_anywhere_is_named(kind, scans):
+    (scans / "OASIS_OAS1_0001_MR1_c091" / "slice_norm.nii.gz").write_bytes(spoilt(kind))
+    with pytest.raises(UsageError, match=r"0001_MR1_c091/slice_norm.nii.gz (cannot|holds)"):
+        OASIS2D(str(scans)).load()
+
+
+def test_voxels_of_different_sizes_are_told():
+    subjects = list(Given(*[(str(i), "", (4, 4)) for i in range(6)]).load().subjects)
+    large = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    subjects[3] = dataclasses.replace(subjects[3], affine=large)
+    with pytest.warns(UserWarning, match="1 x 1 x 1 mm in scan_0 and of 2 x 1 x 1 mm in scan_3"):
+        check_alike(subjects, "here")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"1 Left\n5\n", r"seg24_labels.txt, line 2: '5' is no number and a name"),
+        (b"\xc2\xb2 Left\n", r"seg24_labels.txt, line 1"),
+        (b"1 Left\n2 Left 0 0 0 0\n", r"line 2: a second label 'Left'"),
+        (b"\xff\xfe\x00", r"seg24_labels.txt cannot be read"),
+    ],
+)
+def test_a_list_of_labels_that_cannot_be_read_is_named(content, says, scans):
+    (scans / "seg24_labels.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=says):
+        OASIS2D(str(scans)).load()
+
+
+def test_names_of_labels_may_have_several_words(scans):
+    (scans / "seg24_labels.txt").write_text(
+        "# a comment\n1 Left Thalamus 1 2 3 0\n2 3rd Ventricle\n"
+    )
+    assert OASIS2D(str(scans)).load().label_names == {1: "Left Thalamus", 2: "3rd Ventricle"}
+
+
+def test_the_last_smaller_batch_is_left_out_where_asked_for():
+    source = Given(*[(str(i), "", (4, 4)) for i in range(9)])
+    options = {"train_fraction": 0.34, "validation_fraction": 0.33, "batch_size": 4}
+    assert [len(p["moving"]) for p in ready(source, **options).train_dataloader()] == [4, 2]
+    data = ready(source, **options, drop_last=True)
+    assert [len(p["moving"]) for p in data.train_dataloader()] == [4]
+    assert [len(p["moving"]) for p in data.val_dataloader()] == [4, 2]
 
 
 def test_one_subject_makes_no_pair():
@@ -261,17 +338,41 @@ def test_a_task_of_the_decathlon_is_read_from_its_folder(tmp_path):
     assert loaded.subjects[1].image.shape == (1, 6, 5, 7)
     assert loaded.subjects[0].image.min() == 0.0
     assert loaded.subjects[0].image.max() == 1.0
+    assert type(loaded.subjects[0].image) is torch.Tensor
     assert len(Decathlon(str(tmp_path), num_subjects=2).load().subjects) == 2
-    (folder / "dataset.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"dataset.json lacks 'training'"):
-        source.load()
+    for content in (
+        "{}",
+        "[]",
+        '{"training": 3, "labels": {}}',
+        '{"training": ["a"], "labels": {}}',
+        '{"training": [{"image": "a"}], "labels": {"0": "b"}}',
+        '{"training": [], "labels": {"one": "b"}}',
+    ):
+        (folder / "dataset.json").write_text(content)
+        with pytest.raises(UsageError, match=r"dataset.json is no list of the Decathlon"):
+            source.load()
     (folder / "dataset.json").unlink()
     with pytest.raises(UsageError, match=r"dataset.json cannot be read"):
         source.load()
-    with pytest.raises(UsageError, match=r"task='Task99': choose one of Task01"):
+    with pytest.raises(UsageError, match=r"task='Task99': choose one of Task02"):
         Decathlon(str(tmp_path), task="Task99")
+    with pytest.raises(UsageError, match=r"task='Task01_BrainTumour': choose one of Task02"):
+        Decathlon(str(tmp_path), task="Task01_BrainTumour")  # four channels
     with pytest.raises(UsageError, match=r"num_subjects=0"):
         Decathlon(str(tmp_path), num_subjects=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file' is no folder"):
+        Decathlon(str(tmp_path / "file")).prepare()
+
+
+def test_an_archive_that_was_left_behind_is_no_data_set(tmp_path, monkeypatch):
+    (tmp_path / "Task04_Hippocampus.tar").write_bytes(b"half of it")
+    asked = []
+    monkeypatch.setattr(
+        "mip_lightning.data.decathlon.download_and_extract", lambda **options: asked.append(options)
+    )
+    Decathlon(str(tmp_path)).prepare()
+    assert asked[0]["filepath"] == tmp_path / "Task04_Hippocampus.tar"
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}; set MIP_TEST_DATA")

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mip_lightning.callbacks.files import publish_figure, writes_files
 from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
@@ -11,13 +12,13 @@ from mip_lightning.errors import UsageError
 
 
 class ExampleFigures(HyperCallback):
-    """Draws the first validation batch every N epochs, and the first test batch.
+    """Draws the first validation batch every N epochs and at the end, and the first test batch.
 
     What is drawn is the task's (``draw_examples``). The figures ``val_<name>_<step>.png`` and
     ``test_<name>.png`` are in the run's folder, and go to TensorBoard.
 
     Args:
-        every_n_epochs: Draw at each N-th epoch with a validation, and at the last one.
+        every_n_epochs: Draw at each N-th epoch with a validation.
         num_gammas: Number of gamma, from the prior's grid.
 
     Raises:
@@ -31,6 +32,11 @@ class ExampleFigures(HyperCallback):
                 raise UsageError(f"{name}={value}: give 1 or more")
         self.every_n_epochs = every_n_epochs
         self.num_gammas = num_gammas
+        self._batch: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the batch of an earlier fit."""
+        self._batch = None
 
     def on_validation_batch_end(
         self,
@@ -41,11 +47,24 @@ class ExampleFigures(HyperCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first batch."""
-        epoch = trainer.current_epoch + 1
-        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        if batch_idx == 0 and due and not trainer.sanity_checking:
-            self._draw(trainer, pl_module, batch, "val", f"_{trainer.global_step}")
+        """Draw the first batch, or keep it for the end of training."""
+        if batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._batch = batch
+            if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+                self._draw_kept(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last validation's batch, if it is not, whatever has ended training."""
+        modes = [(module, module.training) for module in pl_module.modules()]
+        pl_module.eval()
+        self._draw_kept(trainer, pl_module)
+        for module, mode in modes:
+            module.training = mode
+
+    def _draw_kept(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._batch is not None:
+            self._draw(trainer, pl_module, self._batch, "val", f"_{trainer.global_step}")
+            self._batch = None
 
     def on_test_batch_end(
         self,

@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.apps import DecathlonDataset, download_and_extract
 from monai.transforms import ScaleIntensityRangePercentiles
+from monai.utils import convert_to_tensor
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
+
+SEVERAL_CHANNELS = ("Task01_BrainTumour", "Task05_Prostate")
+"""Tasks whose images are several volumes each."""
 
 PERCENTILES = (0.5, 99.5)
 """The intensities of a volume that become 0 and 1."""
@@ -26,7 +29,7 @@ class Decathlon(SubjectSource):
 
     Args:
         data_dir: Folder that holds, or will hold, the folder of the task.
-        task: Name of the task.
+        task: Name of the task, one whose images are single volumes.
         num_subjects: Read only the first so many volumes; by default all.
 
     Raises:
@@ -36,24 +39,31 @@ class Decathlon(SubjectSource):
     def __init__(
         self, data_dir: str, task: str = "Task04_Hippocampus", num_subjects: int | None = None
     ) -> None:
-        if task not in DecathlonDataset.resource:
-            raise UsageError(
-                f"task={task!r}: choose one of {', '.join(sorted(DecathlonDataset.resource))}"
-            )
+        tasks = sorted(DecathlonDataset.resource.keys() - SEVERAL_CHANNELS)
+        if task not in tasks:
+            raise UsageError(f"task={task!r}: choose one of {', '.join(tasks)}")
         if num_subjects is not None and num_subjects < 1:
             raise UsageError(f"num_subjects={num_subjects}: give 1 or more")
         self.data_dir = Path(data_dir).expanduser()
         self.task = task
         self.num_subjects = num_subjects
 
+    @property
+    def where(self) -> str:
+        """With the folder."""
+        return f"{self.task} in {str(self.data_dir)!r}"
+
     def prepare(self) -> None:
-        """Download where nothing is there."""
-        if self.data_dir.exists() and any(self.data_dir.iterdir()):
+        """Download where nothing is there, or nothing but the archive."""
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise UsageError(f"data_dir={str(self.data_dir)!r} is no folder")
+        archive = f"{self.task}.tar"
+        if self.data_dir.exists() and any(p.name != archive for p in self.data_dir.iterdir()):
             return
         try:
             download_and_extract(
                 url=DecathlonDataset.resource[self.task],
-                filepath=self.data_dir / f"{self.task}.tar",
+                filepath=self.data_dir / archive,
                 output_dir=self.data_dir,
                 hash_val=DecathlonDataset.md5[self.task],
             )
@@ -84,13 +94,33 @@ class Decathlon(SubjectSource):
                 f"data_dir={str(self.data_dir)!r}: {path} cannot be read ({error}); name the folder"
                 f" that holds {self.task}, or an empty or new one to download it to"
             ) from error
-        for key in ("training", "labels"):
-            if key not in listing:
-                raise UsageError(f"{path} lacks {key!r}, which the Decathlon's lists have")
+        if not _is_listing(listing):
+            raise UsageError(
+                f"{path} is no list of the Decathlon: its 'training' is a list of an 'image' and a"
+                " 'label' each, its 'labels' map numbers to names"
+            )
         return listing
+
+
+def _is_listing(listing: Any) -> bool:
+    if not isinstance(listing, dict):
+        return False
+    entries, labels = listing.get("training"), listing.get("labels")
+    return (
+        isinstance(entries, list)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("image"), str)
+            and isinstance(entry.get("label"), str)
+            for entry in entries
+        )
+        and isinstance(labels, dict)
+        and all(label.isdecimal() for label in labels)
+    )
 
 
 def _scaled(subject: Subject) -> Subject:
     """Intensities brought to [0, 1] by their percentiles; what lies beyond is cut off."""
     scale = ScaleIntensityRangePercentiles(*PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
-    return dataclasses.replace(subject, image=torch.as_tensor(scale(subject.image)))
+    image = convert_to_tensor(scale(subject.image), track_meta=False)  # no MetaTensor
+    return dataclasses.replace(subject, image=image)

@@ -34,6 +34,7 @@ class Flowers102(Photographs):
             each class; of a class with one image, none.
         split_seed: Seed of the split and the draws, apart from the run's seed, so that replicas
             share them.
+        drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
 
     Raises:
@@ -50,6 +51,7 @@ class Flowers102(Photographs):
         num_test: int | None = None,
         validation_fraction: float = 0.2,
         split_seed: int = 0,
+        drop_last: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__(
@@ -59,6 +61,7 @@ class Flowers102(Photographs):
             num_test,
             validation_fraction,
             split_seed,
+            drop_last,
             num_workers,
         )
         self.data_dir = Path(data_dir).expanduser()

@@ -27,6 +27,7 @@ class ImageFolders(Photographs):
             each class; of a class with one image, none.
         split_seed: Seed of the splits and the draws, apart from the run's seed, so that replicas
             share them.
+        drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
 
     Raises:
@@ -43,6 +44,7 @@ class ImageFolders(Photographs):
         test_fraction: float = 0.2,
         validation_fraction: float = 0.2,
         split_seed: int = 0,
+        drop_last: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__(
@@ -52,6 +54,7 @@ class ImageFolders(Photographs):
             num_test,
             validation_fraction,
             split_seed,
+            drop_last,
             num_workers,
         )
         if not 0.0 < test_fraction < 1.0:

@@ -1,16 +1,16 @@
 """Classification data that fits in memory, with a stratified validation split."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
-from lightning.pytorch import LightningDataModule
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 
+from mip_lightning.data.parts_in_memory import PartsInMemory
 from mip_lightning.errors import UsageError
 
 
-class InMemoryClassification(LightningDataModule, ABC):
+class InMemoryClassification(PartsInMemory):
     """Loads all samples once and holds out a part of the training samples for validation.
 
     A subclass overrides ``load``. Predictions are made for the test samples.
@@ -37,20 +37,14 @@ class InMemoryClassification(LightningDataModule, ABC):
         drop_last: bool = False,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: give 1 or more")
+        super().__init__(batch_size, drop_last, num_workers)
         if num_train is not None and num_train < 2:
             raise UsageError(f"num_train={num_train}: keep at least 2 samples")
         if not 0.0 <= validation_fraction < 1.0:
             raise UsageError(f"validation_fraction={validation_fraction}: give a share in [0, 1)")
-        self.batch_size = batch_size
         self.num_train = num_train
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
-        self.drop_last = drop_last
-        self.num_workers = num_workers
-        self._parts: dict[str, TensorDataset] = {}
 
     @abstractmethod
     def load(self) -> tuple[TensorDataset, TensorDataset]:
@@ -58,7 +52,7 @@ class InMemoryClassification(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Load and split, once for all stages."""
-        if self._parts:
+        if self.parts:
             return
         train, test = self.load()
         images, labels = (tensor[: self.num_train] for tensor in train.tensors)
@@ -76,35 +70,12 @@ class InMemoryClassification(LightningDataModule, ABC):
                     f"validation_fraction={self.validation_fraction} of {len(labels)} training"
                     f" samples: {error}"
                 ) from error
-        self._parts = {
+        self.parts = {
             "train": TensorDataset(images[kept], labels[kept]),
             "val": TensorDataset(images[held_out], labels[held_out]),
             "test": test,
         }
 
-    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Shuffled training batches."""
-        return self._loader("train", shuffle=True)
-
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]] | list[None]:
         """Validation batches; none where nothing is held out."""
-        return self._loader("val") if len(self._parts["val"]) else []
-
-    def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Test batches."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
-        """Test batches."""
-        return self._loader("test")
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[tuple[torch.Tensor, ...]]:
-        return DataLoader(
-            self._parts[part],
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle and self.drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return super().val_dataloader() if self.validation_fraction else []

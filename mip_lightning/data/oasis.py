@@ -10,13 +10,16 @@ from mip_lightning.errors import UsageError
 FOLDER = re.compile(r"OASIS_OAS1_(?P<person>\d+)_MR\d+_?(?P<position>.*)")
 
 
+LABEL = re.compile(r"(?P<label>[0-9]+)\s+(?P<name>\S.*?)(\s+[0-9]+){0,4}")
+
+
 class OASIS2D(SubjectSource):
     """A folder for each scan, ``OASIS_OAS1_<person>_MR<scan>``, with an image and its labels.
 
     ``slice_norm.nii.gz`` is the image, ``slice_seg24.nii.gz`` or ``slice_seg4.nii.gz`` the labels.
     What follows the scan's number, as in ``OASIS_OAS1_0285_MR1_c109``, names the position of the
-    slice. Names of labels are read from ``seg24_labels.txt`` or ``seg4_labels.txt`` (a number and a
-    name in each line), where it is there.
+    slice. Names of labels are read from ``seg24_labels.txt`` or ``seg4_labels.txt`` (in each line a
+    number, a name and perhaps four numbers of a colour, as FreeSurfer has it), where it is there.
 
     Source: https://github.com/adalca/medical-datasets (neurite-OASIS, 414 scans).
 
@@ -28,6 +31,11 @@ class OASIS2D(SubjectSource):
     def __init__(self, data_dir: str, labels: Literal["seg24", "seg4"] = "seg24") -> None:
         self.data_dir = Path(data_dir).expanduser()
         self.labels = labels
+
+    @property
+    def where(self) -> str:
+        """With the folder."""
+        return f"OASIS2D in {str(self.data_dir)!r}"
 
     def load(self) -> Subjects:
         """Read all scans."""
@@ -57,7 +65,19 @@ class OASIS2D(SubjectSource):
         path = self.data_dir / f"{self.labels}_labels.txt"
         if not path.is_file():
             return {}
-        lines = (line.split() for line in path.read_text().splitlines())
-        names = {int(words[0]): words[1] for words in lines if words and words[0].isdigit()}
+        names: dict[int, str] = {}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read ({error})") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            entry = LABEL.fullmatch(line.strip())
+            if entry is None:
+                raise UsageError(f"{path}, line {number}: {line!r} is no number and a name")
+            if entry["name"] in names.values():
+                raise UsageError(f"{path}, line {number}: a second label {entry['name']!r}")
+            names[int(entry["label"])] = entry["name"]
         names.pop(0, None)
         return names

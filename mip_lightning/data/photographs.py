@@ -1,21 +1,21 @@
 """Photographs: image files by class, decoded once, cropped at random in training."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from mip_lightning.data.parts_in_memory import Part, PartsInMemory
 from mip_lightning.errors import UsageError
 
 Sample: TypeAlias = tuple[Tensor, int]
@@ -54,7 +54,7 @@ class _Photographs(Dataset[Sample]):
         return self._change(self._images[index]), self._labels[index]
 
 
-class Photographs(LightningDataModule, ABC):
+class Photographs(PartsInMemory):
     """Classification of photographs, which are decoded once and kept in memory as bytes.
 
     Training takes a random square of 25 to 100 % of an image's area, brought to ``image_size``,
@@ -74,6 +74,7 @@ class Photographs(LightningDataModule, ABC):
             each class; of a class with one image, none.
         split_seed: Seed of the split and the draws, apart from the run's seed, so that replicas
             share them.
+        drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
 
     Raises:
@@ -88,11 +89,11 @@ class Photographs(LightningDataModule, ABC):
         num_test: int | None = None,
         validation_fraction: float = 0.2,
         split_seed: int = 0,
+        drop_last: bool = False,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, drop_last, num_workers)
         for name, value in (
-            ("batch_size", batch_size),
             ("image_size", image_size),
             ("num_train", num_train),
             ("num_test", num_test),
@@ -101,16 +102,13 @@ class Photographs(LightningDataModule, ABC):
                 raise UsageError(f"{name}={value}: give 1 or more")
         if not 0.0 < validation_fraction < 1.0:
             raise UsageError(f"validation_fraction={validation_fraction}: give a share in (0, 1)")
-        self.batch_size = batch_size
         self.image_size = image_size
         self.num_train = num_train
         self.num_test = num_test
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
-        self.num_workers = num_workers
         self.label_names: dict[int, str] = {}
-        self._files: dict[str, LabelledFiles] = {}
-        self._parts: dict[str, _Photographs] = {}
+        self._files: dict[Part, LabelledFiles] = {}
 
     @abstractmethod
     def load(self) -> tuple[LabelledFiles, LabelledFiles]:
@@ -122,36 +120,10 @@ class Photographs(LightningDataModule, ABC):
             train, test = self.load()
             kept, held_out = self._split(self._drawn(train, self.num_train))
             self._files = {"train": kept, "val": held_out, "test": self._drawn(test, self.num_test)}
-        needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",))
-        for part in needed:
-            if part not in self._parts:
-                self._parts[part] = self._decoded(part)
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled training batches."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Validation batches."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Test batches."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """Test batches."""
-        return self._loader("test")
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            self._parts[part],
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for part in needed.get(stage, ("test",)):
+            if part not in self.parts:
+                self.parts[part] = self._decoded(part)
 
     def _drawn(self, files: LabelledFiles, number: int | None) -> LabelledFiles:
         if number is None or number >= len(files.labels):
@@ -178,7 +150,7 @@ class Photographs(LightningDataModule, ABC):
             ) from error
         return _picked(files, sorted([*alone, *kept])), _picked(files, sorted(held_out))
 
-    def _decoded(self, part: str) -> _Photographs:
+    def _decoded(self, part: Part) -> _Photographs:
         files = self._files[part]
         if not files.paths:
             raise UsageError(f"{type(self).__name__} has no image for {part!r}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
+from mip_lightning.data.parts_in_memory import Part
 from mip_lightning.data.subject_data import Sample, SubjectData, padded
 from mip_lightning.data.subjects import Subject
 
@@ -17,14 +18,14 @@ class SegmentedDataset(Dataset[Sample]):
 
     Args:
         subjects: The subjects.
-        size: Size S to which images are padded.
+        size: Size S to which images are padded; ``None`` for their own.
     """
 
-    def __init__(self, subjects: Sequence[Subject], size: Sequence[int]) -> None:
+    def __init__(self, subjects: Sequence[Subject], size: Sequence[int] | None) -> None:
         self._samples: list[Sample] = [
             {
-                "image": padded(subject.image, size),
-                "labels": padded(subject.labels, size),
+                "image": padded(subject.image, size or subject.image.shape[1:]),
+                "labels": padded(subject.labels, size or subject.image.shape[1:]),
                 "name": subject.name,
                 "affine": subject.affine,
                 "size": torch.tensor(subject.image.shape[1:]),
@@ -44,7 +45,8 @@ class SegmentedImages(SubjectData):
     """Images of people with the labels of their voxels.
 
     All images are read once and kept in memory. People, not images, are split into training,
-    validation and test; predictions are made for the test images.
+    validation and test. Smaller images are padded with zeros to the largest; at ``batch_size=1``
+    each keeps its own size.
 
     Args:
         source: Where the images come from; by default ``TemplateBrains``.
@@ -52,7 +54,9 @@ class SegmentedImages(SubjectData):
         train_fraction: Share of people for training.
         validation_fraction: Share of people for validation; the rest is for test.
         split_seed: Seed of the split, apart from the run's seed, so that replicas share it.
+        drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
+        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
 
     Raises:
         UsageError: If a value is out of range.
@@ -64,7 +68,7 @@ class SegmentedImages(SubjectData):
         return "each part takes a person"
 
     def dataset(
-        self, subjects: Sequence[Subject], part: str, size: Sequence[int]
+        self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None
     ) -> SegmentedDataset:
         """All images of a part."""
         return SegmentedDataset(subjects, size)

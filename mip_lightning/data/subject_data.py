@@ -1,15 +1,14 @@
 """SubjectData: what registration and segmentation share of reading and splitting subjects."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
+from mip_lightning.data.parts_in_memory import Part, PartsInMemory
 from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
 from mip_lightning.data.template_brains import TemplateBrains
 from mip_lightning.errors import UsageError
@@ -17,11 +16,12 @@ from mip_lightning.errors import UsageError
 Sample = dict[str, Tensor | str]
 
 
-class SubjectData(LightningDataModule, ABC):
+class SubjectData(PartsInMemory):
     """Subjects of a source, read once and kept in memory, in batches.
 
-    People, not images, are split into training, validation and test; predictions are made for the
-    test samples. A subclass overrides ``dataset``.
+    People, not images, are split into training, validation and test. Smaller images are padded with
+    zeros to the largest; at ``batch_size=1`` each sample keeps its own size. A subclass overrides
+    ``dataset``.
 
     Args:
         source: Where the images come from; by default ``TemplateBrains``.
@@ -29,7 +29,9 @@ class SubjectData(LightningDataModule, ABC):
         train_fraction: Share of people for training.
         validation_fraction: Share of people for validation; the rest is for test.
         split_seed: Seed of the split, apart from the run's seed, so that replicas share it.
+        drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
+        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
 
     Raises:
         UsageError: If a value is out of range.
@@ -42,11 +44,11 @@ class SubjectData(LightningDataModule, ABC):
         train_fraction: float = 0.64,
         validation_fraction: float = 0.16,
         split_seed: int = 0,
+        drop_last: bool = False,
         num_workers: int = 0,
+        predict_on: Part = "test",
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size}: give 1 or more")
+        super().__init__(batch_size, drop_last, num_workers, predict_on)
         test_fraction = 1.0 - train_fraction - validation_fraction
         if min(train_fraction, validation_fraction, test_fraction) <= 0.0:
             raise UsageError(
@@ -54,22 +56,20 @@ class SubjectData(LightningDataModule, ABC):
                 " give shares above 0 that leave some people for test"
             )
         self.source = TemplateBrains() if source is None else source
-        self.batch_size = batch_size
         self.train_fraction = train_fraction
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
-        self.num_workers = num_workers
         self.label_names: dict[int, str] = {}
-        self._parts: dict[str, Dataset[Sample]] = {}
 
     @abstractmethod
-    def dataset(self, subjects: Sequence[Subject], part: str, size: Sequence[int]) -> Any:
+    def dataset(self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None) -> Any:
         """The samples of one part: a ``Dataset`` that knows its length.
 
         Args:
             subjects: Its subjects.
             part: ``train``, ``val`` or ``test``.
-            size: The largest size of all images along each axis, to which samples are padded.
+            size: The largest size of all images along each axis, to which samples are padded;
+                ``None`` where each keeps its own.
         """
 
     @property
@@ -87,18 +87,20 @@ class SubjectData(LightningDataModule, ABC):
         Raises:
             UsageError: If there are too few people for a sample in each part.
         """
-        if self._parts:
+        if self.parts:
             return
         loaded = self.source.load()
-        where = type(self.source).__name__
+        where = self.source.where
         check_alike(loaded.subjects, where)
         self.label_names = dict(loaded.label_names)
         shapes = torch.tensor([subject.image.shape[1:] for subject in loaded.subjects])
-        size = shapes.amax(dim=0).tolist()
+        size = shapes.amax(dim=0).tolist() if self.batch_size > 1 else None
         parts = split_by_person(
             loaded.subjects, self.train_fraction, self.validation_fraction, self.split_seed
         )
-        datasets = {part: self.dataset(subjects, part, size) for part, subjects in parts.items()}
+        datasets: dict[Part, Any] = {
+            part: self.dataset(subjects, part, size) for part, subjects in parts.items()
+        }
         for part, dataset in datasets.items():
             if not len(dataset):
                 names = ", ".join(subject.name for subject in loaded.subjects[:5])
@@ -108,33 +110,7 @@ class SubjectData(LightningDataModule, ABC):
                     f" {len(parts[part])} fall to {part!r}: {self.needs}; give more, or other"
                     " fractions"
                 )
-        self._parts = datasets
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Training samples in random order."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Validation samples."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Test samples."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """Test samples."""
-        return self._loader("test")
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any]:
-        return DataLoader(
-            self._parts[part],
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.parts.update(datasets)
 
 
 def padded(values: Tensor, size: Sequence[int]) -> Tensor:

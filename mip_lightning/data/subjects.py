@@ -1,5 +1,6 @@
 """Images with labels, a subject each: what sources give, how they are checked and split."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,27 @@ import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from mip_lightning.data.parts_in_memory import Part
 from mip_lightning.errors import UsageError
 
 MAX_LABEL = 255
+
+AFFINE_TOLERANCE = 1e-2
+"""By how much affines of an image and its labels may differ, in millimetres: headers round."""
+
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,  # a size below zero, in which numpy finds it
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+)
+"""What nibabel raises of a file that is broken somewhere."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,11 @@ class SubjectSource(ABC):
         """Download what is missing, on one process of each node; nothing unless overridden."""
         return
 
+    @property
+    def where(self) -> str:
+        """What messages call it; with its folder where it has one."""
+        return type(self).__name__
+
     @abstractmethod
     def load(self) -> Subjects:
         """All subjects, in memory.
@@ -73,11 +95,11 @@ def read_subject(
 
     Raises:
         UsageError: If a file is missing or cannot be read, the image is not 2D or 3D or has voxels
-            that are no numbers, or the labels have another shape or are no whole numbers in
-            [0, 255].
+            that are no numbers, or the labels have another shape or place or are no whole numbers
+            in [0, 255].
     """
     image, affine = _read(image_path)
-    labels, _ = _read(labels_path)
+    labels, labels_affine = _read(labels_path)
     if image.ndim not in (2, 3):
         raise UsageError(f"{image_path} has shape {image.shape}: an image has 2 or 3 dimensions")
     if not np.isfinite(image).all():
@@ -87,6 +109,11 @@ def read_subject(
         raise UsageError(
             f"{labels_path} has shape {labels.shape}, its image {image_path.name} {image.shape}:"
             " they must agree"
+        )
+    if not np.allclose(affine, labels_affine, atol=AFFINE_TOLERANCE):
+        raise UsageError(
+            f"{labels_path} has another affine than its image {image_path.name}: their voxels are"
+            " not at the same place; resample the labels"
         )
     wrong = (labels < 0) | (labels > MAX_LABEL) | (labels != np.round(labels))
     if wrong.any():
@@ -108,9 +135,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         file = nibabel.load(path)
         assert isinstance(file, nibabel.spatialimages.SpatialImage)
-        values = np.asarray(file.dataobj, dtype=np.float64)
-    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+        kind = file.get_data_dtype()
+        is_real = kind.kind in "biuf"
+        values = np.asarray(file.dataobj, dtype=np.float64) if is_real else np.empty(0)
+    except UNREADABLE as error:
         raise UsageError(f"{path} cannot be read as an image ({error})") from error
+    if not is_real:
+        raise UsageError(f"{path} holds values of type {kind}: an image has real numbers")
     while values.ndim > 2 and values.shape[-1] == 1:
         values = values[..., 0]
     assert file.affine is not None
@@ -118,7 +149,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_alike(subjects: Sequence[Subject], where: str) -> None:
-    """Refuse 2D and 3D images in one data set.
+    """Refuse 2D and 3D images in one data set; warn where voxels differ in size.
 
     Args:
         subjects: The images.
@@ -136,11 +167,24 @@ def check_alike(subjects: Sequence[Subject], where: str) -> None:
                 f"{where} mixes 2D and 3D: {first.name} has shape {tuple(first.image.shape[1:])},"
                 f" {subject.name} {tuple(subject.image.shape[1:])}"
             )
+    sizes = [subject.affine[:3, :3].norm(dim=0) for subject in subjects]
+    for subject, size in zip(subjects, sizes, strict=True):
+        if not torch.allclose(size, sizes[0], rtol=0.01):
+            rank_zero_warn(
+                f"{where} has voxels of {_millimetres(sizes[0])} in {first.name} and of"
+                f" {_millimetres(size)} in {subject.name}, and displacements count voxels: resample"
+                " the images where that matters"
+            )
+            break
+
+
+def _millimetres(size: Float[Tensor, "3"]) -> str:
+    return " x ".join(f"{length:.3g}" for length in size.tolist()) + " mm"
 
 
 def split_by_person(
     subjects: Sequence[Subject], train_fraction: float, validation_fraction: float, seed: int
-) -> dict[str, list[Subject]]:
+) -> dict[Part, list[Subject]]:
     """Split subjects so that all images of a person fall in one part.
 
     Args:
@@ -156,7 +200,11 @@ def split_by_person(
     order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
     first = round(train_fraction * len(people))
     second = first + round(validation_fraction * len(people))
-    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
+    parts: dict[Part, list[str]] = {
+        "train": order[:first],
+        "val": order[first:second],
+        "test": order[second:],
+    }
     return {
         part: [subject for subject in subjects if subject.person in set(members)]
         for part, members in parts.items()

@@ -33,7 +33,8 @@ class ConstantWidthUNet(nn.Module):
         features: Number of features of each convolution.
         levels: Number of stages of the encoder.
         output_std: Standard deviation with which the weights of the last layer start; by default
-            that of Kaiming normal. Registration starts near the identity with 1e-5, as VoxelMorph.
+            that of Kaiming normal. By itself the network registers by next to nothing at the start
+            with 1e-5, as VoxelMorph; in a hypermodel where this layer is not predicted.
 
     Raises:
         UsageError: If a value is out of range.

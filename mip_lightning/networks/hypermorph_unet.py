@@ -9,13 +9,12 @@ FLOW_STD = 1e-5
 
 
 class HyperMorphUNet(VoxelMorphUNet):
-    """VoxelMorph's U-Net: 16-32-32-32 features down, 32-32-32-16-16 up, and the flow layer.
+    """VoxelMorph's U-Net: 16-32-32-32 features down, 32-32-32-32-32-16-16 up, and the flow layer.
 
-    It is MONAI's ``VoxelMorphUNet``, which halves images three times (the reference four times,
-    with two more convolutions of 32 on the way up), but for the flow layer: that one starts from
-    N(0, 1e-5) with biases at zero, so that training starts near the identity. The reference does
-    not predict the flow layer; ``experiments/hypermorph_reference.yaml`` does as it does. Sizes of
-    images are multiples of 8; ``Registration`` pads them.
+    It is MONAI's ``VoxelMorphUNet`` with the reference's features, but for the flow layer: that
+    one starts from N(0, 1e-5) with biases at zero. The reference does not predict it, so that
+    training starts near the identity; ``experiments/hypermorph_reference.yaml`` does as it does.
+    Sizes of images are multiples of 16; ``Registration`` pads them.
 
     Source: Hoopes et al., "Learning the Effect of Registration Hyperparameters with HyperMorph",
     2022, Section 4.1, and its implementation in the package voxelmorph.
@@ -29,7 +28,7 @@ class HyperMorphUNet(VoxelMorphUNet):
             spatial_dims=spatial_dims,
             in_channels=2,
             unet_out_channels=32,
-            channels=(16, 32, 32, 32, 32, 32),
+            channels=(16, 32, 32, 32, 32, 32, 32, 32),
             final_conv_channels=(16, 16),
         )
         *_, flow = (m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Integer
 from monai.metrics import compute_dice
 from torch import Tensor
-from torch.nn import functional
 
 from mip_lightning.sweep import LabelledMetric
 
@@ -33,11 +32,10 @@ def dice_by_label(
         ignore_empty=False,
         num_classes=num_labels,
     )
-    there = [
-        functional.one_hot(labels.long().flatten(1), num_labels).any(dim=1)[:, 1:]
-        for labels in (found, expected)
-    ]
-    return dice.masked_fill(~(there[0] | there[1]), torch.nan)
+    there = torch.zeros(len(found), num_labels, dtype=torch.bool, device=found.device)
+    for labels in (found, expected):
+        there.scatter_(1, labels.long().flatten(1), True)
+    return dice.masked_fill(~there[:, 1:], torch.nan)
 
 
 class LabelDice(LabelledMetric):

@@ -289,7 +289,7 @@ def _one(values: Any, index: int) -> Any:
 
 
 def _check_prior(prior: Prior) -> None:
-    ends = prior.grid(2)
+    ends = prior.quantile(torch.tensor([[0.0] * prior.dim, [1.0] * prior.dim]))
     if prior.dim != 1 or not bool(((ends >= 0.0) & (ends <= 1.0)).all()):
         raise UsageError(
             f"prior={prior}: gamma weighs similarity against regularization, so give a prior of"

@@ -1,0 +1,69 @@
+"""PartsInMemory: the loaders of training, validation and test samples that lie in memory."""
+
+from abc import ABC
+from typing import Any, Literal, TypeAlias
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from mip_lightning.errors import UsageError
+
+Part: TypeAlias = Literal["train", "val", "test"]
+
+
+class PartsInMemory(LightningDataModule, ABC):
+    """Batches of three parts, which ``setup`` of a subclass puts into ``parts``.
+
+    Args:
+        batch_size: Number of samples in a batch (on each rank).
+        drop_last: Leave out the last, smaller training batch.
+        num_workers: Number of processes that load batches.
+        predict_on: The part that predictions are made for.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    def __init__(
+        self, batch_size: int, drop_last: bool, num_workers: int, predict_on: Part = "test"
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size}: give 1 or more")
+        if num_workers < 0:
+            raise UsageError(f"num_workers={num_workers}: give 0 or more")
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.predict_on: Part = predict_on
+        self.parts: dict[Part, Dataset[Any]] = {}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Training batches in random order."""
+        return self._loader("train", shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[None]:
+        """Validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of the part to predict for, in order."""
+        return self._loader(self.predict_on)
+
+    def _loader(
+        self, part: Part, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            self.parts[part],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
