@@ -77,6 +77,12 @@ def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy_over_bins()
     assert metric.compute().item() == pytest.approx(0.4, abs=1e-6)
 
 
+def test_a_label_that_is_no_class_is_named():
+    images, _ = next(iter(loader()))
+    with pytest.raises(UsageError, match="reach from 0 to 3, and the primary tells 3 classes"):
+        make().loss((images[:2], torch.tensor([0, 3])), torch.tensor([[0.5]]))
+
+
 def test_the_loss_is_cross_entropy_with_label_smoothing():
     images, labels = next(iter(loader()))
     gamma = torch.rand(1, 1)

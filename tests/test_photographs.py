@@ -11,6 +11,7 @@ from PIL import Image
 
 from mip_lightning import UsageError
 from mip_lightning.data import Flowers102, ImageFolders
+from mip_lightning.data.photographs import _augmentation
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> None:
@@ -73,12 +74,38 @@ def test_training_crops_differ_from_each_other_and_stay_in_the_unit_interval(fol
     assert not torch.equal(first.sort(dim=0).values, second.sort(dim=0).values)
 
 
-def test_a_class_with_one_image_stays_in_training(folders, tmp_path):
-    paint(folders / "yellow" / "0.png", (255, 255, 0))
-    paint(folders / "yellow" / "1.png", (255, 255, 0))
+def test_training_images_are_changed_as_the_paper_says():
+    transforms = {type(t).__name__: t for t in _augmentation(64)[0].transforms}
+    crop, flip, colour = (
+        transforms[name] for name in ("RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter")
+    )
+    assert (tuple(crop.size), tuple(crop.scale)) == ((64, 64), (0.25, 1.0))
+    assert tuple(crop.ratio) == (1.0, 1.0)
+    assert flip.p == 0.5
+    assert colour.brightness == (0.75, 1.25)
+    assert colour.contrast == colour.saturation == (0.5, 1.5)
+    assert colour.hue is None
+
+
+def test_crops_take_a_quarter_to_the_whole_of_an_image():
+    """Seen by the ramp in an image, of which a crop holds as much as its side is long."""
+    ramp = torch.linspace(0, 255, 64).round().to(torch.uint8).expand(3, 64, 64)
+    torch.manual_seed(0)
+    crop = _augmentation(64)[0].transforms[0]
+    spans = [float(image.max()) - float(image.min()) for image in (crop(ramp) for _ in range(300))]
+    sides = torch.tensor(spans) / 255
+    assert 0.4 < sides.min() < 0.55  # the side of a quarter of the area is a half
+    assert sides.max() > 0.95
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_class_with_one_image_stays_in_training(images, folders, tmp_path):
+    for number in range(images):
+        paint(folders / "yellow" / f"{number}.png", (255, 255, 0))
     data = made(folders)
     assert Counter(labels(data.train_dataloader()))[2] == 1
     assert 2 not in labels(data.val_dataloader())
+    assert labels(data.test_dataloader()).count(2) == images - 1
 
 
 def test_so_many_images_are_kept_as_are_asked_for(folders):
@@ -118,7 +145,7 @@ def test_folders_that_are_not_there_or_hold_nothing_useful_are_named(folders, tm
     with pytest.raises(UsageError, match=r"broken\.png cannot be read as an image"):
         made(folders)
     paint(tmp_path / "one" / "red" / "0.png", (1, 1, 1))
-    with pytest.raises(UsageError, match=r"test_fraction=0\.2 of 1 images in 1 folders"):
+    with pytest.raises(UsageError, match=r"test_fraction=0\.2 of 1 images in 1 classes"):
         made(tmp_path / "one")
 
 

@@ -216,6 +216,26 @@ def test_segmentation_measures_the_most_probable_labels():
     assert output.target is batch["labels"]
 
 
+@pytest.mark.parametrize("channels", [1, 300])
+def test_a_number_of_channels_that_is_none_of_labels_is_refused(channels):
+    model = Segmentation(nn.Conv2d(1, channels, kernel_size=1))
+    with pytest.raises(UsageError, match=f"gives {channels} channels: give one for each label"):
+        model.loss(labelled(), torch.tensor([[0.2]]))
+
+
+def test_predictions_predict_the_weights_at_a_gamma_once(monkeypatch):
+    model = segmentation()
+    count = []
+    theta_at = model.model.theta_at
+    monkeypatch.setattr(
+        model.model, "theta_at", lambda gamma: (count.append(gamma.item()), theta_at(gamma))[1]
+    )
+    samples = [{n: v[0] for n, v in labelled().items()} | {"name": str(i)} for i in range(6)]
+    runner = HyperTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    runner.predict(model, DataLoader(samples, 2), gamma=[0.125, 0.25])
+    assert count == [0.125, 0.25]
+
+
 def test_logits_of_another_size_than_the_image_are_refused():
     model = Segmentation(nn.Conv2d(1, 3, kernel_size=3))
     with pytest.raises(UsageError, match="for images of 12 x 10: logits have their size"):

@@ -1,20 +1,19 @@
 """ImageFolders: any photographs, a folder for each class."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from sklearn.model_selection import train_test_split
 from torchvision import datasets
 
-from mip_lightning.data.photographs import LabelledFiles, Photographs
+from mip_lightning.data.photographs import LabelledFiles, Photographs, split_by_class
 from mip_lightning.errors import UsageError
 
 
 class ImageFolders(Photographs):
     """A folder of images for each class, augmented as the paper's photographs.
 
-    ``data_dir/<class>/*.jpg``, or other formats that Pillow reads; classes are numbered by the
-    alphabet of their names. A share of each class is for test.
+    ``data_dir/<class>/*.jpg``, or another format of torchvision's ``IMG_EXTENSIONS``; classes are
+    numbered by the alphabet of their names. A share of each class is for test; of a class with one
+    image, none.
 
     Args:
         data_dir: The folder of the classes' folders.
@@ -73,20 +72,7 @@ class ImageFolders(Photographs):
                 f" class ({reason})"
             ) from error
         self.label_names = dict(enumerate(found.classes))
-        try:
-            train, test = train_test_split(
-                found.samples,
-                test_size=self.test_fraction,
-                stratify=found.targets,
-                random_state=self.split_seed,
-            )
-        except ValueError as error:
-            raise UsageError(
-                f"test_fraction={self.test_fraction} of {len(found.samples)} images in"
-                f" {len(found.classes)} folders: {error}"
-            ) from error
-        return _files(train), _files(test)
-
-
-def _files(samples: Sequence[tuple[str, int]]) -> LabelledFiles:
-    return LabelledFiles([Path(path) for path, _ in samples], [label for _, label in samples])
+        files = LabelledFiles(
+            [Path(path) for path, _ in found.samples], [label for _, label in found.samples]
+        )
+        return split_by_class(files, self.test_fraction, self.split_seed, "test_fraction")

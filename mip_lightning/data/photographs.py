@@ -118,7 +118,12 @@ class Photographs(PartsInMemory):
         """Split once for all stages, and decode what the stage needs."""
         if not self._files:
             train, test = self.load()
-            kept, held_out = self._split(self._drawn(train, self.num_train))
+            kept, held_out = split_by_class(
+                self._drawn(train, self.num_train),
+                self.validation_fraction,
+                self.split_seed,
+                "validation_fraction",
+            )
             self._files = {"train": kept, "val": held_out, "test": self._drawn(test, self.num_test)}
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for part in needed.get(stage, ("test",)):
@@ -131,24 +136,6 @@ class Photographs(PartsInMemory):
         generator = torch.Generator().manual_seed(self.split_seed)
         chosen = torch.randperm(len(files.labels), generator=generator)[:number].sort().values
         return _picked(files, chosen.tolist())
-
-    def _split(self, files: LabelledFiles) -> tuple[LabelledFiles, LabelledFiles]:
-        counts = Counter(files.labels)
-        alone = [i for i, label in enumerate(files.labels) if counts[label] == 1]
-        others = [i for i, label in enumerate(files.labels) if counts[label] > 1]
-        try:
-            kept, held_out = train_test_split(
-                others,
-                test_size=self.validation_fraction,
-                stratify=[files.labels[i] for i in others],
-                random_state=self.split_seed,
-            )
-        except ValueError as error:
-            raise UsageError(
-                f"validation_fraction={self.validation_fraction} of {len(others)} training images:"
-                f" {error}"
-            ) from error
-        return _picked(files, sorted([*alone, *kept])), _picked(files, sorted(held_out))
 
     def _decoded(self, part: Part) -> _Photographs:
         files = self._files[part]
@@ -169,6 +156,41 @@ class Photographs(PartsInMemory):
         return trainer is None or (
             trainer.is_global_zero and trainer.progress_bar_callback is not None
         )
+
+
+def split_by_class(
+    files: LabelledFiles, fraction: float, seed: int, name: str
+) -> tuple[LabelledFiles, LabelledFiles]:
+    """Hold out the same share of each class; of a class with one image, none.
+
+    Args:
+        files: The files.
+        fraction: The share, in (0, 1).
+        seed: Seed of the split.
+        name: What the share is called, for the message.
+
+    Returns:
+        What is left, and what is held out.
+
+    Raises:
+        UsageError: If there are too few images for it.
+    """
+    counts = Counter(files.labels)
+    alone = [i for i, label in enumerate(files.labels) if counts[label] == 1]
+    others = [i for i, label in enumerate(files.labels) if counts[label] > 1]
+    try:
+        kept, held_out = train_test_split(
+            others,
+            test_size=fraction,
+            stratify=[files.labels[i] for i in others],
+            random_state=seed,
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"{name}={fraction} of {len(files.labels)} images in {len(counts)} classes,"
+            f" {len(alone)} of them with one image: {error}"
+        ) from error
+    return _picked(files, sorted([*alone, *kept])), _picked(files, sorted(held_out))
 
 
 def _picked(files: LabelledFiles, chosen: Sequence[int]) -> LabelledFiles:

@@ -242,12 +242,12 @@ class Registration(HyperLightningModule):
         volumes = []
         for index, name in enumerate(names):
             pair: Any = {key: _one(values, index) for key, values in batch.items()}
-            for gamma in self.requested_gamma(name):
-                volumes += self._volumes(pair, gamma, f"{name}/gamma_{float(gamma):.6g}")
+            for drawn in self.evaluation_draws.of(self.requested_gamma(name)):
+                volumes += self._volumes(pair, drawn, f"{name}/gamma_{float(drawn.gamma):.6g}")
         return volumes
 
-    def _volumes(self, pair: Pair, gamma: Float[Tensor, " D"], stem: str) -> list[Volume]:
-        with self._draws(DrawnGamma(gamma.unsqueeze(0))) as drawn:
+    def _volumes(self, pair: Pair, drawn: DrawnGamma, stem: str) -> list[Volume]:
+        with self._draws(drawn):
             displacement = self.deformed(pair, drawn.gamma).displacement
         images = {"image": warped(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:

@@ -50,7 +50,7 @@ def draw_registration(
     for column, (gamma, image, displacement) in enumerate(
         zip(gammas, warped, displacements, strict=True), start=1
     ):
-        _show(axes[0, column], image, rf"warped, $\gamma$ = {gamma:.2g}", 0.0, top, "gray")
+        _show(axes[0, column], image, rf"warped, $\gamma$ = {gamma:.3g}", 0.0, top, "gray")
         _grid(axes[1, column], displacement)
         _show(axes[2, column], image - fixed, "warped - fixed", -top, top, "RdBu_r")
     for panel in axes.flat:

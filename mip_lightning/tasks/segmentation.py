@@ -17,7 +17,7 @@ from mip_lightning.minibatch import DrawnGamma, StepOutput, Volume
 from mip_lightning.module import DrawsPerBatch, HyperLightningModule
 from mip_lightning.parts import PartOptions
 from mip_lightning.priors import Prior, Uniform
-from mip_lightning.tasks.dice import LabelDice
+from mip_lightning.tasks.dice import NUM_LABELS, LabelDice
 from mip_lightning.tasks.label_range import LabelRange
 from mip_lightning.tasks.segmentation_figure import draw_segmentation
 from mip_lightning.tasks.segmentation_losses import CrossEntropyThenSoftDice
@@ -116,8 +116,8 @@ class Segmentation(HyperLightningModule):
         """The objective.
 
         Raises:
-            UsageError: If the primary's output has another size than the image, or a label is no
-                class of it.
+            UsageError: If the primary's output has another size than the image or too few or many
+                channels, or a label is no class of it.
         """
         labels = batch["labels"]
         logits = self._logits(batch, gamma)
@@ -178,9 +178,10 @@ class Segmentation(HyperLightningModule):
             image = one["image"]
             box = in_the_middle(image.shape[2:], one["size"][0] if "size" in one else None)
             affine = one["affine"][0].cpu() if "affine" in one else torch.eye(4)
-            for gamma in self.requested_gamma(name):
-                found = self._labels_at(one, gamma)[box].cpu()
-                volumes.append(Volume(f"{name}/gamma_{float(gamma):.6g}_labels", found, affine))
+            for drawn in self.evaluation_draws.of(self.requested_gamma(name)):
+                found = self._labels_at(one, drawn)[box].cpu()
+                stem = f"{name}/gamma_{float(drawn.gamma):.6g}"
+                volumes.append(Volume(f"{stem}_labels", found, affine))
         return volumes
 
     def draw_examples(
@@ -188,7 +189,8 @@ class Segmentation(HyperLightningModule):
     ) -> dict[str, Figure]:
         """The first image of a batch: its labels, and those predicted at each gamma."""
         one = _one(batch, 0)
-        found = torch.stack([self._labels_at(one, gamma).cpu() for gamma in gammas])
+        draws = map(DrawnGamma, gammas.split(1))
+        found = torch.stack([self._labels_at(one, drawn).cpu() for drawn in draws])
         figure = draw_segmentation(
             one["image"][0, 0].float().cpu(),
             one["labels"][0, 0].cpu(),
@@ -199,14 +201,19 @@ class Segmentation(HyperLightningModule):
         )
         return {"segmentation": figure}
 
-    def _labels_at(self, one: LabelledImages, gamma: Float[Tensor, " D"]) -> Tensor:
-        with self._draws(DrawnGamma(gamma.unsqueeze(0).to(self.device))) as drawn:
+    def _labels_at(self, one: LabelledImages, drawn: DrawnGamma) -> Tensor:
+        with self._draws(drawn):
             labels: Tensor = _labels_of(self._logits(one, drawn.gamma))[0, 0]
         return labels
 
     def _logits(self, batch: LabelledImages, gamma: Float[Tensor, "K D"]) -> Tensor:
         image = batch["image"]
         logits: Tensor = self(image, gamma)
+        if not 2 <= logits.shape[1] <= NUM_LABELS:
+            raise UsageError(
+                f"primary: {type(self.model.primary).__name__} gives {logits.shape[1]} channels:"
+                f" give one for each label and one for the background, from 2 to {NUM_LABELS}"
+            )
         if logits.shape[2:] != image.shape[2:]:
             raise UsageError(
                 f"primary: {type(self.model.primary).__name__} gives {tuple(logits.shape)} for"

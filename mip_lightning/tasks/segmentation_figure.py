@@ -50,7 +50,7 @@ def draw_segmentation(
     _show(panels[0], image, None, most, "image")
     _show(panels[1], image, labels, most, "true labels")
     for panel, gamma, map_ in zip(panels[2:], gammas, found, strict=True):
-        _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma:.2g}")
+        _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma:.3g}")
     if 0 < len(names) <= MAX_NAMES:
         colours = _colours(most)
         patches = [
