@@ -2,13 +2,14 @@
 
 from jsonargparse import auto_cli
 
-from benchmarks import callbacks, channels_last, data, evaluate, gammas, scale, step
+from benchmarks import callbacks, channels_last, compiled, data, evaluate, gammas, scale, step
 
 if __name__ == "__main__":
     auto_cli(
         {
             "callbacks": callbacks.run,
             "channels_last": channels_last.run,
+            "compiled": compiled.run,
             "data": data.run,
             "evaluate": evaluate.run,
             "gammas": gammas.run,

@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.timing import Contestant, Row, device, race, report
 from mip_lightning import HyperModel, Uniform
+from mip_lightning.minibatch import EvaluationDraws
 from mip_lightning.networks import ConstantWidthUNet, LeNet
 
 
@@ -49,7 +50,7 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
     batches = [
         torch.rand(case.batch, *case.shape, device=device()) for _ in range(case.num_batches)
     ]
-    grid = model.prior.grid(gammas).to(device()).split(1)
+    grid = model.prior.grid(gammas).to(device())
 
     @torch.no_grad()
     def evaluate(networks: Iterable[nn.Module]) -> None:
@@ -58,20 +59,21 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
                 network(batch)
 
     @torch.no_grad()
-    def hypernetwork() -> None:
-        for gamma in grid:
-            theta = model.theta_at(gamma)
-            for batch in batches:
-                model.run(theta, batch)
+    def hypernetwork() -> None:  # as a task's validation goes over batches and gammas
+        draws = EvaluationDraws()
+        draws.start(model)
+        for batch in batches:
+            for drawn in draws.of(grid):
+                drawn.run(model, batch)
 
     @torch.no_grad()
     def hypernetwork_each_batch() -> None:
-        for gamma in grid:
-            for batch in batches:
+        for batch in batches:
+            for gamma in grid.split(1):
                 model.run_at(gamma, batch)
 
     def materialized() -> Iterable[nn.Module]:
-        return (model.materialize(gamma) for gamma in grid)
+        return (model.materialize(gamma) for gamma in grid.split(1))
 
     return {
         "plain": lambda: evaluate(plain for _ in grid),

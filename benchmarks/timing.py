@@ -5,7 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ class Row:
         median_ms: Median time, in milliseconds.
         spread_ms: Distance between the quartiles, in milliseconds.
         peak_mb: Peak memory, in units of 10^6 bytes; ``None`` where it is not measured.
+        device: What it ran on.
     """
 
     network: str
@@ -37,6 +38,7 @@ class Row:
     median_ms: float
     spread_ms: float
     peak_mb: float | None = None
+    device: str = field(default_factory=lambda: device_name())
 
 
 def race(
@@ -102,7 +104,7 @@ def report(title: str, rows: list[Row], reference: str, out: Path | None = None)
     if out is not None:
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([field.name for field in fields(Row)])
+            writer.writerow([column.name for column in fields(Row)])
             writer.writerows(astuple(row) for row in rows)
 
 

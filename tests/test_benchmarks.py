@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from benchmarks import callbacks, channels_last, data, evaluate, gammas, scale, step
+from benchmarks import callbacks, channels_last, compiled, data, evaluate, gammas, scale, step
 from benchmarks.timing import Row, report
 
 
@@ -68,12 +68,24 @@ def test_the_benchmark_of_data_compares_loading_in_the_process_and_in_workers():
 
 
 def test_a_memory_that_was_not_measured_is_left_empty():
-    report("nothing", [Row("LeNet", 1, "plain", 1.0, 0.0)], "plain", Path("row.csv"))
+    report(
+        "nothing",
+        [Row("LeNet", 1, "plain", 1.0, 0.0, device="a computer")],
+        "plain",
+        Path("row.csv"),
+    )
     lines = Path("row.csv").read_text().splitlines()
     assert lines == [
-        "network,batch,contestant,median_ms,spread_ms,peak_mb",
-        "LeNet,1,plain,1.0,0.0,",
+        "network,batch,contestant,median_ms,spread_ms,peak_mb,device",
+        "LeNet,1,plain,1.0,0.0,,a computer",
     ]
+
+
+def test_the_benchmark_of_compilation_compares_what_can_be_compiled(monkeypatch):
+    compiled.run(rounds=1, backend="eager", small=True, out=Path("compiled.csv"))
+    with Path("compiled.csv").open(newline="") as file:
+        contestants = [row["contestant"] for row in csv.DictReader(file)]
+    assert contestants[:4] == ["plain", "plain, compiled", "mip", "mip, compiled"]
 
 
 def test_the_benchmark_of_channels_last_compares_both_orders_of_plain_and_mip():

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mip_lightning.factored_gradient import FactoredGradient
 from mip_lightning.heads import DenseHead
 from mip_lightning.hypermodel import HyperModel
 
@@ -21,8 +22,7 @@ class GradientNorms:
     The hooks see the gradient of this minibatch alone, before it is added to those of earlier ones,
     and before ranks average theirs. The gradients with respect to theta0 and to a dense head are
     never formed for it: with ``g_k`` the gradient with respect to the k-th predicted change and
-    ``h_k`` the last hidden activation they are ``sum_k g_k`` and ``sum_k g_k h_k^T``, the square
-    norm of the latter is ``sum_ij (g_i . g_j) (h_i . h_j)``.
+    ``h_k`` the last hidden activation they are ``sum_k g_k`` and ``sum_k g_k h_k^T``.
 
     Args:
         model: The model.
@@ -65,16 +65,11 @@ class GradientNorms:
         if not self._changes:
             return dict.fromkeys(PARTS, zero)
         gradient = torch.cat([change for _, change in self._changes]).float()
-        squares = {name: sum(values, zero) for name, values in self._squares.items()}
+        norms = {name: sum(values, zero).sqrt() for name, values in self._squares.items()}
         if isinstance(self._model.hypernetwork.head, DenseHead):
             hidden = torch.cat([self._hidden[index] for index, _ in self._changes]).float()
-            squares["head"] = ((gradient @ gradient.T) * (hidden @ hidden.T)).sum()
-        return {
-            "theta": gradient.norm(),
-            "theta0": gradient.sum(dim=0).norm(),
-            "trunk": squares["trunk"].sqrt(),
-            "head": squares["head"].clamp(min=0).sqrt(),
-        }
+            norms["head"] = FactoredGradient(gradient, hidden).norm()
+        return {"theta": gradient.norm(), "theta0": gradient.sum(dim=0).norm(), **norms}
 
     def _watch_change(self, head: nn.Module, inputs: tuple[Any, ...], change: Tensor) -> None:
         if not change.requires_grad:
