@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperModel, Joint, Normal, Uniform, UsageError
 from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
+from mip_lightning.callbacks.files import StepTable
 from mip_lightning.callbacks.weight_statistics import (
     along_axis,
     proportionality,
@@ -38,6 +39,14 @@ def test_the_line_of_std_against_gamma_is_that_of_numpy():
     fit = proportionality(x, y)
     assert fit.slope == pytest.approx(slope / y.mean().item(), rel=1e-5)
     assert fit.r2 == pytest.approx(r**2, rel=1e-5)
+
+
+def test_numbers_are_written_with_the_digits_that_are_sure(tmp_path):
+    table = StepTable(tmp_path / "t.csv", ["step", "value", "name"], None)
+    for value in (torch.tensor(0.05).item(), 1 / 3, 1e-9, float("nan")):
+        table.append([{"step": 1, "value": value, "name": "a"}])
+    values = [row["value"] for row in rows(tmp_path / "t.csv")]
+    assert values == ["0.05", "0.3333333", "1e-09", "nan"]
 
 
 def test_a_constant_std_has_no_slope():

@@ -181,6 +181,7 @@ def test_predictions_are_nifti_files_in_the_space_of_the_fixed_image(checkpoint,
     assert displacement.header.get_intent()[0] == "vector"
     for file in (image, labels, displacement):
         assert np.abs(np.diag(file.affine)[0]) == 6.0  # the millimetres of the template
+        assert file.header.get_xyzt_units()[0] == "mm"
 
 
 def test_a_registration_asks_at_which_gamma_to_predict(checkpoint):

@@ -112,7 +112,12 @@ class StepTable:
             writer = csv.DictWriter(file, self.columns)
             if file.tell() == 0:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({key: _legible(value) for key, value in row.items()} for row in rows)
+
+
+def _legible(value: Value) -> Value:
+    """As many digits of a number as float32 is sure of: 0.05 for 0.05000000074505806."""
+    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def _free(path: Path) -> Path:

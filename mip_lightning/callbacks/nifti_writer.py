@@ -65,6 +65,7 @@ def nifti(volume: Volume) -> nibabel.Nifti1Image:
     if volume.is_vector:
         shape += [1, values.shape[-1]]
     image = nibabel.Nifti1Image(values.reshape(shape), volume.affine.double().numpy())
+    image.header.set_xyzt_units("mm")
     if volume.is_vector:
         image.header.set_intent("vector")
     return image
