@@ -14,35 +14,29 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mip_lightning.factors import Factors
+
 aten = torch.ops.aten
-
-
-def max_pairs(shape: torch.Size) -> int:
-    """The largest number K of pairs of factors that are fewer numbers than the matrix.
-
-    Args:
-        shape: P and H.
-    """
-    return (shape.numel() - 1) // sum(shape)
 
 
 class _Value:
     """What a factored gradient and those detached from it share: factors, or a matrix.
 
     Args:
-        left: Gradients with respect to the outputs.
-        right: Inputs.
+        factors: Gradients with respect to the outputs, and inputs.
     """
 
-    def __init__(self, left: Float[Tensor, "K P"], right: Float[Tensor, "K H"]) -> None:
-        self.factors: tuple[Tensor, Tensor] | None = (left, right)
+    def __init__(self, factors: Factors) -> None:
+        self.factors: Factors | None = factors
         self.matrix: Tensor | None = None
+
+    def becomes(self, factors: Factors) -> None:
+        self.factors, self.matrix = factors, None
 
     def written_out(self) -> Float[Tensor, "P H"]:
         if self.matrix is None:
             assert self.factors is not None
-            left, right = self.factors
-            self.matrix = left.T @ right
+            self.matrix = self.factors.matrix()
         return self.matrix
 
 
@@ -72,7 +66,8 @@ class FactoredGradient(Tensor):
         cls: type["FactoredGradient"], left: Float[Tensor, "K P"], right: Float[Tensor, "K H"]
     ) -> "FactoredGradient":
         shape = torch.Size((left.shape[1], right.shape[1]))
-        value = _Value(left.detach(), right.detach())  # else the graph behind them would be kept
+        # Detached, else the graph behind them would be kept.
+        value = _Value(Factors(left.detach(), right.detach()))
         return cls._of(value, shape, left.dtype, left.device)
 
     @classmethod
@@ -87,32 +82,13 @@ class FactoredGradient(Tensor):
         return gradient
 
     @property
-    def factors(self) -> tuple[Float[Tensor, "K P"], Float[Tensor, "K H"]] | None:
+    def factors(self) -> Factors | None:
         """The factors left and right; ``None`` once only the matrix is left."""
         return self._value.factors
 
     def written_out(self) -> Float[Tensor, "P H"]:
         """The matrix, an ordinary tensor that is not to be changed."""
         return self._value.written_out()
-
-    def rows(self, start: int, out: Float[Tensor, "rows H"]) -> None:
-        """Write some rows of the matrix.
-
-        Args:
-            start: The first of them.
-            out: Where they go; as many as it holds are written.
-
-        Raises:
-            ValueError: If there are no factors any more.
-        """
-        if self.factors is None:
-            raise ValueError("rows: only the matrix is left, which written_out() gives")
-        left, right = self.factors
-        columns = left[:, start : start + len(out)].T
-        if len(left) == 1:  # the product of matrices would run on one thread of a CPU
-            torch.mul(columns, right, out=out)
-        else:
-            torch.mm(columns, right, out=out)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         factors = "written out" if self.factors is None else f"{len(self.factors[0])} pairs"
@@ -225,22 +201,19 @@ def _record_stream(func: Any, gradient: FactoredGradient, stream: Any) -> Any:
 
 
 def _zero_(func: Any, gradient: FactoredGradient) -> FactoredGradient:
-    sizes = gradient.shape
-    gradient._value.matrix = None
-    gradient._value.factors = (
-        torch.zeros(0, sizes[0], dtype=gradient.dtype, device=gradient.device),
-        torch.zeros(0, sizes[1], dtype=gradient.dtype, device=gradient.device),
+    left, right = (
+        torch.zeros(0, size, dtype=gradient.dtype, device=gradient.device)
+        for size in gradient.shape
     )
+    gradient._value.becomes(Factors(left, right))
     return gradient
 
 
-def _joined(first: Any, second: Any, alpha: float) -> tuple[Tensor, Tensor] | None:
-    """The factors of a sum, unless the matrix is no larger than they would be."""
+def _joined(first: Any, second: Any, alpha: float) -> Factors | None:
     if not (_is_factored(first) and _is_factored(second)) or alpha != 1:
         return None
-    left = torch.cat([first.factors[0], second.factors[0]])
-    right = torch.cat([first.factors[1], second.factors[1]])
-    return (left, right) if len(left) <= max_pairs(first.shape) else None
+    joined: Factors | None = first.factors.joined(second.factors)
+    return joined
 
 
 def _add(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
@@ -251,7 +224,7 @@ def _add(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
 def _add_(func: Any, first: Any, second: Any, *, alpha: float = 1) -> Any:
     factors = _joined(first, second, alpha)
     if factors is not None:
-        first._value.factors, first._value.matrix = factors, None
+        first._value.becomes(factors)
         return first
     if not _is_factored(second) or (first.shape, first.dtype) != (second.shape, second.dtype):
         return NotImplemented
@@ -274,17 +247,15 @@ def _scaled(func: Any, gradient: Any, number: Any) -> Any:
     """The product with a number, or the quotient."""
     if not (_is_factored(gradient) and _is_number(number)):
         return NotImplemented
-    left, right = gradient.factors
-    return FactoredGradient(func(left, number), right)
+    return FactoredGradient(*gradient.factors.scaled(lambda factor: func(factor, number)))
 
 
 def _scale_(func: Any, gradient: Any, number: Any) -> Any:
     if not (_is_factored(gradient) and _is_number(number)):
         return NotImplemented
-    left, right = gradient.factors
-    out_of_place = aten.mul.Tensor if func is aten.mul_.Tensor else aten.div.Tensor
-    # A new tensor: the old one may be some other gradient's factor too.
-    gradient._value.factors, gradient._value.matrix = (out_of_place(left, number), right), None
+    # Not in place: the factor may be some other gradient's too.
+    operation = aten.mul.Tensor if func is aten.mul_.Tensor else aten.div.Tensor
+    gradient._value.becomes(gradient.factors.scaled(lambda factor: operation(factor, number)))
     return gradient
 
 
@@ -297,19 +268,9 @@ def _norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """``|sum_k l_k r_k^T|^2 = sum_ij (l_i . l_j) (r_i . r_j)``."""
     if gradient.factors is None or ord != 2 or dim is not None or keepdim:
         return NotImplemented
-    result = dtype or gradient.dtype
-    exact = torch.promote_types(result, torch.float32)
-    left, right = gradient.factors
-    if len(left) == 1:
-        norm = torch.linalg.vector_norm(left, dtype=exact)
-        norm = norm * torch.linalg.vector_norm(right, dtype=exact)
-    else:  # pairs may cancel, and squares run over
-        left, right = left.double(), right.double()
-        norm = ((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt()
-    return norm.to(result)
+    return gradient.factors.norm(dtype or gradient.dtype)
 
 
 def _unscale_(func: Any, gradients: list[Tensor], found_inf: Tensor, inverse_scale: Tensor) -> None:
@@ -319,7 +280,7 @@ def _unscale_(func: Any, gradients: list[Tensor], found_inf: Tensor, inverse_sca
     for gradient in gradients:
         if isinstance(gradient, FactoredGradient) and gradient.factors is not None:
             left, right = (factor.clone() for factor in gradient.factors)
-            gradient._value.factors, gradient._value.matrix = (left, right), None
+            gradient._value.becomes(Factors(left, right))
             scaled.append(left)
             looked_at.append(right)
         elif isinstance(gradient, FactoredGradient):

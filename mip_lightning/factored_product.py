@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mip_lightning.factored_gradient import FactoredGradient, max_pairs
+from mip_lightning.factored_gradient import FactoredGradient
+from mip_lightning.factors import max_pairs
 
 _MARK = "_kept_in_factors"
 
@@ -72,7 +73,7 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
         return "it is not contiguous"
     if weight.numel() < MIN_FACTORED:
         return "it is so small that this is as fast"
-    if num_draws > max_pairs(weight.shape):
+    if num_draws > max_pairs(*weight.shape):
         return f"the factors of {num_draws} draws are no smaller"
     if weight.device.type not in ("cpu", "cuda"):
         return f"torch's fused optimizers are used on CPU and CUDA, not on {weight.device.type}"

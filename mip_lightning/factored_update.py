@@ -200,7 +200,7 @@ def _blocks(parameter: Tensor, gradient: Tensor) -> Iterator[tuple[slice, Tensor
         buffer = parameter.new_empty(at_once, width)
         for block in blocks:
             rows = buffer[: num_rows - block.start]
-            gradient.rows(block.start, rows)
+            gradient.factors.rows(block.start, rows)
             yield block, rows
     else:
         matrix = gradient.written_out() if isinstance(gradient, FactoredGradient) else gradient

@@ -8,6 +8,7 @@ from torch import nn
 
 from mip_lightning import UsageError
 from mip_lightning.factored_gradient import FactoredGradient
+from mip_lightning.factored_optimizer import check_moments
 from mip_lightning.factored_product import factored_linear, keep_in_factors
 from mip_lightning.factored_update import _rounded
 from mip_lightning.optimizers import (
@@ -15,7 +16,6 @@ from mip_lightning.optimizers import (
     FactoredAdam,
     FactoredAdamW,
     FactoredSGD,
-    check_moments,
 )
 
 ROWS, WIDTH = 1100, 64
