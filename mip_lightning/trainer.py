@@ -190,8 +190,8 @@ class HyperTrainer(Trainer):
         for number, draw in enumerate(requested.distinct):
             written = ", ".join(f"{value:.6g}" for value in draw.tolist())
             network = self._network_at(model, datamodule, draw, recalibrate)
-            at = written if len(draw) == 1 else str(number)
-            name = f"{type(network).__name__}_gamma_{at}{SUFFIXES[format]}"
+            at = f"_gamma_{written}" if len(draw) == 1 else f"_{number}" if number else ""
+            name = f"{type(network).__name__}{at}{SUFFIXES[format]}"
             file = Path(self.default_root_dir) / (path or name)
             export_network(network, next(_inputs(model, datamodule, draw[None])), file, format)
             files.append(file)

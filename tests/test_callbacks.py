@@ -41,12 +41,12 @@ def test_the_line_of_std_against_gamma_is_that_of_numpy():
     assert fit.r2 == pytest.approx(r**2, rel=1e-5)
 
 
-def test_numbers_are_written_with_the_digits_that_are_sure(tmp_path):
+def test_numbers_of_single_precision_are_written_in_their_own_digits(tmp_path):
     table = StepTable(tmp_path / "t.csv", ["step", "value", "name"], None)
-    for value in (torch.tensor(0.05).item(), 1 / 3, 1e-9, float("nan")):
+    for value in (torch.tensor(0.05).item(), 1 / 3, 1.0, float("nan")):
         table.append([{"step": 1, "value": value, "name": "a"}])
     values = [row["value"] for row in rows(tmp_path / "t.csv")]
-    assert values == ["0.05", "0.3333333", "1e-09", "nan"]
+    assert values == ["0.05", "0.3333333333333333", "1.0", "nan"]
 
 
 def test_a_constant_std_has_no_slope():

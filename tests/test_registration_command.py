@@ -49,7 +49,7 @@ def test_a_run_draws_registrations_and_logs_dice_beside_that_before(fitted):
 def test_each_labels_dice_is_reported_with_its_best_gamma(checkpoint, tmp_path, capsys):
     main(["test", "--ckpt_path", checkpoint, "--run_dir", str(tmp_path / "t")])
     curve = rows(tmp_path / "t" / "test_gamma_curve.csv")
-    assert [row["gamma"] for row in curve] == ["0", "0.5", "1"]
+    assert [row["gamma"] for row in curve] == ["0.0", "0.5", "1.0"]
     labels = rows(tmp_path / "t" / "test_dice_by_label.csv")
     assert len(labels) == 4 * 3
     for label in "1234":

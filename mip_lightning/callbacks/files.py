@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
@@ -116,8 +117,9 @@ class StepTable:
 
 
 def _legible(value: Value) -> Value:
-    """As many digits of a number as float32 is sure of: 0.05 for 0.05000000074505806."""
-    return f"{value:.7g}" if isinstance(value, float) else value
+    """A number of float32 in its own digits: 0.05 for 0.05000000074505806."""
+    is_single = isinstance(value, float) and float(np.float32(value)) == value
+    return str(np.float32(value)) if is_single else value
 
 
 def _free(path: Path) -> Path:
