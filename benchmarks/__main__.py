@@ -2,7 +2,17 @@
 
 from jsonargparse import auto_cli
 
-from benchmarks import callbacks, channels_last, compiled, data, evaluate, gammas, scale, step
+from benchmarks import (
+    callbacks,
+    channels_last,
+    compiled,
+    data,
+    evaluate,
+    gammas,
+    held_memory,
+    scale,
+    step,
+)
 
 if __name__ == "__main__":
     auto_cli(
@@ -13,6 +23,7 @@ if __name__ == "__main__":
             "data": data.run,
             "evaluate": evaluate.run,
             "gammas": gammas.run,
+            "held_memory": held_memory.run,
             "scale": scale.run,
             "step": step.run,
         },

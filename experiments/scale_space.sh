@@ -34,7 +34,7 @@ for optimizer in adam sgd; do
       # shellcheck disable=SC2086  # the options are words
       mip-lightning fit --config "experiments/scale_space_$study.yaml" "${data[@]}" \
         --model.formulation "$formulation" --seed_everything "$seed" --run_dir "$run" \
-        --trainer.enable_progress_bar false --trainer.callbacks '[CostCurve]' ${options[$optimizer]}
+        --trainer.enable_progress_bar false --trainer.callbacks '[HoldMemory, CostCurve]' ${options[$optimizer]}
       mip-lightning test --ckpt_path "$run/checkpoints/best.ckpt"
     done
   done

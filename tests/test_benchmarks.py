@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from benchmarks import callbacks, channels_last, data, evaluate, gammas, scale, step
+from benchmarks import callbacks, channels_last, data, evaluate, gammas, held_memory, scale, step
 from benchmarks.timing import Row, report
 
 
@@ -97,6 +97,16 @@ def test_the_benchmark_of_compilation_compares_what_can_be_compiled():
     with Path("compiled.csv").open(newline="") as file:
         contestants = [row["contestant"] for row in csv.DictReader(file)]
     assert contestants[:4] == ["plain", "plain, compiled", "mip", "mip, compiled"]
+
+
+def test_the_benchmark_of_held_memory_has_a_process_for_each_contestant(monkeypatch):
+    cases = held_memory.cases
+    monkeypatch.setattr(held_memory, "cases", lambda small: cases(small)[:1])
+    held_memory.run(rounds=1, steps=2, small=True, out=Path("held.csv"))
+    with Path("held.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["contestant"] for row in rows] == ["plain", "plain, held", "mip", "mip, held"]
+    assert all(float(row["median_ms"]) > 0 and float(row["peak_mb"]) > 0 for row in rows)
 
 
 def test_the_benchmark_of_channels_last_compares_both_orders_of_plain_and_mip():

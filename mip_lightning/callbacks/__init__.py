@@ -6,6 +6,7 @@ from mip_lightning.callbacks.distributions import Distributions
 from mip_lightning.callbacks.example_figures import ExampleFigures
 from mip_lightning.callbacks.gamma_curve import GammaCurve
 from mip_lightning.callbacks.gradient_stats import GradientStats
+from mip_lightning.callbacks.hold_memory import HoldMemory
 from mip_lightning.callbacks.hypermodel_summary import HyperModelSummary
 from mip_lightning.callbacks.last_checkpoint import LastCheckpoint
 from mip_lightning.callbacks.nifti_writer import NiftiWriter
@@ -21,6 +22,7 @@ __all__ = [
     "ExampleFigures",
     "GammaCurve",
     "GradientStats",
+    "HoldMemory",
     "HyperModelSummary",
     "LastCheckpoint",
     "NiftiWriter",
