@@ -10,6 +10,7 @@ from benchmarks import (
     evaluate,
     gammas,
     held_memory,
+    parts,
     scale,
     step,
 )
@@ -24,6 +25,7 @@ if __name__ == "__main__":
             "evaluate": evaluate.run,
             "gammas": gammas.run,
             "held_memory": held_memory.run,
+            "parts": parts.run,
             "scale": scale.run,
             "step": step.run,
         },

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from benchmarks import callbacks, channels_last, data, evaluate, gammas, held_memory, scale, step
+from benchmarks import (
+    callbacks,
+    channels_last,
+    data,
+    evaluate,
+    gammas,
+    held_memory,
+    parts,
+    scale,
+    step,
+)
 from benchmarks.timing import Row, report
 
 
@@ -97,6 +107,14 @@ def test_the_benchmark_of_compilation_compares_what_can_be_compiled():
     with Path("compiled.csv").open(newline="") as file:
         contestants = [row["contestant"] for row in csv.DictReader(file)]
     assert contestants[:4] == ["plain", "plain, compiled", "mip", "mip, compiled"]
+
+
+def test_the_benchmark_of_parts_compares_a_head_with_torchs_ways():
+    parts.run(rounds=1, small=True, out=Path("parts.csv"))
+    with Path("parts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 7 + 4
+    assert [row["contestant"] for row in rows[:3]] == ["copy", "forward, torch", "forward"]
 
 
 def test_the_benchmark_of_held_memory_has_a_process_for_each_contestant(monkeypatch):
