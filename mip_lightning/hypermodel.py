@@ -5,7 +5,7 @@ parameters; the formulations differ only in the encoding E and in how theta0 sta
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -224,6 +224,22 @@ class HyperModel(nn.Module):
                 that is not given.
         """
         return self._primary_call(theta, inputs, gamma)
+
+    def bound(
+        self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None = None
+    ) -> Callable[[Inputs], Any]:
+        """The primary with the weights of one gamma, to be run several times.
+
+        The time that ``run`` takes at each call to put the weights in place is spent once.
+
+        Args:
+            theta: Name to ``(*shape)``, as ``theta_at`` gives it.
+            gamma: As in ``run``.
+
+        Returns:
+            A function of the inputs, which holds while training or evaluation mode stays.
+        """
+        return self._primary_call.bound(theta, gamma)
 
     @torch.no_grad()
     def materialize(self, gamma: Gamma) -> nn.Module:

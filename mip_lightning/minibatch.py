@@ -1,7 +1,9 @@
 """One training or evaluation step: its size, its gamma and weights, what the task says of it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,6 +60,7 @@ class DrawnGamma:
         self.gamma = gamma
         self._raw = raw
         self._theta: dict[str, Tensor] | None = None
+        self._call: Callable[[Inputs], Any] | None = None
 
     def run(self, model: HyperModel, inputs: Inputs) -> Any:
         """Run the primary at it.
@@ -68,7 +71,11 @@ class DrawnGamma:
         """
         if model.asks_for_gamma and self._raw is None:
             self._raw = self.gamma.cpu()
-        return model.run(self.theta(model), inputs, self._raw)
+        if torch.is_grad_enabled() or len(self.gamma) > 1:
+            return model.run(self.theta(model), inputs, self._raw)
+        if self._call is None:  # in evaluation, where the mode stays
+            self._call = model.bound(self.theta(model), self._raw)
+        return self._call(inputs)
 
     def theta(self, model: HyperModel) -> dict[str, Tensor]:
         """The weights, predicted once."""

@@ -1,6 +1,6 @@
 """A call of the primary network with predicted weights: of one gamma, or of K draws in a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -98,6 +98,24 @@ class PrimaryCall:
         call = vmap(self._reweighted.__call__, in_dims, randomness="different")
         output = call(dict(theta), *groups)
         return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
+
+    def bound(
+        self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None
+    ) -> Callable[[Inputs], Any]:
+        """The call with the weights of one gamma, to be made several times while the mode stays.
+
+        Args:
+            theta: Name to ``(*shape)``.
+            gamma: What theta was predicted at, for a primary that asks for it.
+        """
+        network = self._reweighted.bound(theta)
+        own_gamma = None if gamma is None else gamma[0]
+
+        def call(inputs: Inputs) -> Any:
+            args, kwargs = as_arguments(inputs)
+            return network(*args, **self._gamma_argument.added(args, kwargs, own_gamma))
+
+        return call
 
     def _in_turn(
         self,

@@ -10,7 +10,7 @@ the network (buffers and hooks too).
 import copy
 import gc
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -52,12 +52,24 @@ class Reweighted:
         """
         if torch.compiler.is_compiling():
             return functional_call(self.network, dict(weights), args, kwargs)
+        return self.bound(weights)(*args, **kwargs)
+
+    def bound(self, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
+        """The network with given weights, to be called several times while its mode stays.
+
+        Args:
+            weights: Weight of each of ``names``.
+        """
         if self._shared is None:
             self._shared = _shareable(self.network, self.names)
-        if not self._shared:
+        if self._shared:
+            return _replica(self.network, weights, self._shared)
+
+        def swapped(*args: Any, **kwargs: Any) -> Any:
             with _SWAP_LOCK:
                 return functional_call(self.network, dict(weights), args, kwargs)
-        return _replica(self.network, weights, self._shared)(*args, **kwargs)
+
+        return swapped
 
     def __getstate__(self) -> dict[str, Any]:
         # What is shared is known by address, which no copy keeps.

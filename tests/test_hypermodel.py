@@ -313,3 +313,26 @@ for wrong in (torch.rand(1, 2), torch.rand(3, 1)):
 def test_forward_compiles_as_one_graph():
     # In a process of its own: here every function carries checks of its types.
     subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=300)
+
+
+@torch.no_grad()
+def test_a_bound_primary_gives_at_each_call_what_run_gives():
+    class Closed(nn.Module):
+        """Keeps a layer where no replica reaches it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            layer = self.layer = nn.Linear(3, 3)
+            self.call = lambda x: layer(x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.call(x)
+
+    for primary in (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), Closed()):
+        model = HyperModel(primary, Uniform(0, 1)).eval()
+        gammas = torch.tensor([[0.2], [0.9]]).split(1)
+        thetas = [model.theta_at(gamma) for gamma in gammas]
+        bound = [model.bound(theta, gamma) for theta, gamma in zip(thetas, gammas, strict=True)]
+        for x in torch.rand(2, 4, 3):
+            for call, theta, gamma in zip(bound, thetas, gammas, strict=True):
+                torch.testing.assert_close(call(x), model.run(theta, x, gamma))
