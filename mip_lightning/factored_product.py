@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mip_lightning.factored_gradient import FactoredGradient
-from mip_lightning.factors import max_pairs
+from mip_lightning.factors import Factors, max_pairs
 
 _MARK = "_kept_in_factors"
 
@@ -124,7 +124,8 @@ class _FactoredProduct(torch.autograd.Function):
             for_hidden = gradient @ weight if special else _transposed(gradient, weight)
         if ctx.needs_input_grad[1]:
             factored = ctx.factored and not special
-            for_weight = FactoredGradient(gradient, hidden) if factored else gradient.T @ hidden
+            factors = Factors(gradient, hidden)
+            for_weight = FactoredGradient(*factors) if factored else factors.matrix()
         return for_hidden, for_weight, None
 
 

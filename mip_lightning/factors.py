@@ -21,6 +21,8 @@ class Factors(NamedTuple):
 
     def matrix(self) -> Float[Tensor, "P H"]:
         """The matrix."""
+        if len(self.left) == 1:  # the product of matrices would run on one thread of a CPU
+            return self.left.T * self.right
         return self.left.T @ self.right
 
     def rows(self, start: int, out: Float[Tensor, "rows H"]) -> None:
@@ -31,7 +33,7 @@ class Factors(NamedTuple):
             out: Where they go; as many as it holds are written.
         """
         columns = self.left[:, start : start + len(out)].T
-        if len(self.left) == 1:  # the product of matrices would run on one thread of a CPU
+        if len(self.left) == 1:
             torch.mul(columns, self.right, out=out)
         else:
             torch.mm(columns, self.right, out=out)
