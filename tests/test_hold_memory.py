@@ -26,8 +26,9 @@ def faults():
     torch.ones(2**24)  # 64 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-print(sum(faults() for _ in range(5)))
+for _ in range(10):  # until the heap has room for it between what lies there
+    faults()
+print(sum(faults() for _ in range(20)))
 """
 
 
@@ -41,7 +42,7 @@ def test_what_is_freed_is_used_again():
         found[choice] = int(done.stdout)
     if found["hold"] < 0:
         pytest.skip("the C library is not glibc")
-    assert found["give back"] >= 5 * 2**14  # pages of 4 KB
+    assert found["give back"] >= 20 * 2**14  # pages of 4 KB
     assert found["hold"] < found["give back"] / 3
 
 
