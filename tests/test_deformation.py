@@ -196,7 +196,7 @@ def test_a_velocity_backwards_is_the_inverse():
     assert there_and_back[..., 8:-8, 8:-8].abs().mean() < 0.05
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(4, 12), st.integers(4, 12), st.floats(-0.5, 0.5))
 def test_a_linear_flow_is_itself_at_another_resolution(height, width, slope):
     flow = linear([[slope, 0.0], [0.0, slope]], (height, width))

@@ -42,7 +42,7 @@ def test_what_is_freed_is_used_again():
         found[choice] = int(done.stdout)
     if found["hold"] < 0:
         pytest.skip("the C library is not glibc")
-    assert found["give back"] >= 20 * 2**14  # pages of 4 KB
+    assert found["give back"] >= 20 * 2**5  # pages of 2 MB, the largest that come unasked
     assert found["hold"] < found["give back"] / 3
 
 
