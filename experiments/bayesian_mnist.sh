@@ -17,7 +17,7 @@ for optimizer in adam sgd; do
       mip-lightning fit --config experiments/bayesian_mnist.yaml --data.data_dir "$data_dir" \
         --model.formulation "$formulation" --seed_everything "$seed" --run_dir "$run" \
         ${options[$optimizer]}
-      mip-lightning test --ckpt_path "$run/checkpoints/best.ckpt"
+      mip-lightning test --ckpt_path "$run/checkpoints/last.ckpt"  # no validation, no best
     done
   done
 done

@@ -211,7 +211,8 @@ class MipLightningCLI(LightningCLI):
         wanted = options["trainer"]["enable_checkpointing"] is not False
         trial = bool(options["trainer"]["fast_dev_run"])
         if self.subcommand == "fit" and wanted and not trial and lacks(ModelCheckpoint):
-            callbacks += [options["checkpoint"], LastCheckpoint()]
+            validated = options["trainer"]["limit_val_batches"] != 0  # else there is no best
+            callbacks += [*([options["checkpoint"]] if validated else []), LastCheckpoint()]
         if self.subcommand == "predict":
             volumes = options["model"].predicts_volumes
             callbacks.append(NiftiWriter() if volumes else options["predictions"])

@@ -173,6 +173,11 @@ def test_the_last_checkpoint_is_of_the_last_epoch_wherever_the_best_was():
     assert (best["epoch"], last["epoch"]) == (0, 1)
 
 
+def test_a_run_without_validation_has_a_last_checkpoint_and_warns_of_no_best():
+    run("fit", "--config", QUICK, "--run_dir", "all", "--trainer.limit_val_batches", "0")
+    assert files("all/checkpoints") == {"last.ckpt"}
+
+
 def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one():
     longer = ["--trainer.max_epochs", "4"]
     run("fit", "--config", QUICK, "--run_dir", "whole", *longer)

@@ -1,5 +1,6 @@
 """Priors over finitely many values: named categories, or a list of numbers."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ class _Finite(Prior):
     dim = 1
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """Number of values."""
-        raise NotImplementedError
 
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
         """The middles of ``n`` equally probable parts; each value once where n is their number."""
