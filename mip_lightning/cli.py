@@ -62,7 +62,34 @@ EXPECTED_WARNINGS = (
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the parsed configuration to the run's folder, under a new name in a resumed run."""
+    """Saves the parsed configuration to the run's folder, under a new name in a resumed run.
+
+    When the work starts, not before: by then the checkpoint, if there is one, was taken up. A
+    command that is refused must not leave its configuration to the run that it names.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it, where there was no sanity check."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it, unless a fit has done so."""
+        super().setup(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it."""
+        super().setup(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it."""
+        super().setup(trainer, pl_module, "predict")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0."""
@@ -140,7 +167,7 @@ class MipLightningCLI(LightningCLI):
             )
         if options.ckpt_path is not None:
             _check_checkpoint(Path(options.ckpt_path))
-        if options.checkpoint.save_top_k > 1 and options.checkpoint.filename == BEST:
+        if options.checkpoint.save_top_k not in (0, 1) and options.checkpoint.filename == BEST:
             raise UsageError(
                 f"checkpoint.save_top_k={options.checkpoint.save_top_k}: give names that tell the"
                 " checkpoints apart, such as --checkpoint.filename '{epoch}'"

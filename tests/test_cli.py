@@ -178,6 +178,15 @@ def test_a_run_without_validation_has_a_last_checkpoint_and_warns_of_no_best():
     assert files("all/checkpoints") == {"last.ckpt"}
 
 
+def test_a_resumption_that_is_refused_leaves_the_run_as_it_was(checkpoint, capsys):
+    before = files("runs/quick/version_0")
+    last = checkpoint.replace("best", "last")
+    line = refused(capsys, "fit", "--ckpt_path", last, "--model.formulation", "default")
+    assert "another model" in line
+    assert files("runs/quick/version_0") - {"csv_1"} == before  # Lightning opens loggers first
+    run("test", "--ckpt_path", checkpoint)
+
+
 def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one():
     longer = ["--trainer.max_epochs", "4"]
     run("fit", "--config", QUICK, "--run_dir", "whole", *longer)

@@ -12,6 +12,7 @@ from monai.losses import (
 )
 from monai.networks.nets import BasicUNet, VoxelMorphUNet
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mip_lightning import (
     ByRegularExpression,
@@ -22,6 +23,8 @@ from mip_lightning import (
     Uniform,
     UsageError,
 )
+from mip_lightning.data.image_pairs import PairDataset
+from mip_lightning.data.subjects import Subject
 from mip_lightning.networks import ConstantWidthUNet, HyperMorphUNet
 from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.tasks import (
@@ -267,6 +270,23 @@ def test_volumes_are_cut_to_the_size_of_the_fixed_image():
     assert torch.equal(labels.values, batch["moving_labels"][0, 0, 1:6, 2:9])
     assert torch.equal(displacement.values, torch.zeros(5, 7, 2))
     assert torch.equal(image.affine, batch["affine"][0])
+
+
+def test_a_displacement_leads_from_voxels_of_the_fixed_image_to_voxels_of_the_moving_one():
+    task = resting().eval()
+    task.requested = RequestedGamma(task.model.prior, 0.5)
+    moving, fixed = torch.zeros(1, 8, 8), torch.rand(1, 16, 12)
+    moving[0, 2, 3] = 1.0
+    subjects = [
+        Subject(name, name, "", image, torch.zeros_like(image, dtype=torch.uint8), torch.eye(4))
+        for name, image in (("a", moving), ("b", fixed))
+    ]
+    (batch,) = DataLoader(PairDataset(subjects, None, 1, seed=1), 1)
+    assert batch["moving_name"] == ["a"]
+    with torch.no_grad():
+        image, _, displacement = task.predict_step(batch, 0)
+    x = (image.values == 1.0).nonzero()[0]
+    assert (x + displacement.values[tuple(x)]).tolist() == [2.0, 3.0]
 
 
 FROM_PYTHON = """

@@ -63,6 +63,7 @@ class PairDataset(Dataset[Sample]):
             "fixed_name": fixed.name,
             "affine": fixed.affine,
             "size": torch.tensor(fixed.image.shape[1:]),
+            "moving_size": torch.tensor(moving.image.shape[1:]),
         }
 
 

@@ -254,11 +254,16 @@ class Registration(HyperLightningModule):
             labels = pair["moving_labels"]
             found = warped(labels.to(displacement.dtype), displacement, "nearest")
             images["labels"] = found[0, 0].to(labels.dtype)
-        images["displacement"] = displacement[0].movedim(0, -1)
-        size, affine = pair.get("size"), pair.get("affine")
-        axes = displacement.ndim - 2
-        box = in_the_middle(displacement.shape[2:], None if size is None else size[0])
-        where = torch.eye(4) if affine is None else affine[0]
+        padded, axes = displacement.shape[2:], displacement.ndim - 2
+        size = pair.get("size")
+        moving_size = pair.get("moving_size", size)
+        box, moving_box = (
+            in_the_middle(padded, None if own is None else own[0]) for own in (size, moving_size)
+        )
+        # Both images are padded, and a file counts the voxels of each without its margin.
+        shift = [own.start - moving.start for own, moving in zip(box, moving_box, strict=True)]
+        images["displacement"] = displacement[0].movedim(0, -1) + displacement.new_tensor(shift)
+        where = pair["affine"][0] if "affine" in pair else torch.eye(4)
         return [
             Volume(f"{stem}_{name}", image[box].cpu(), where.cpu(), is_vector=image.ndim > axes)
             for name, image in images.items()

@@ -26,6 +26,8 @@ class Pair(TypedDict):
         fixed_name: Name of each fixed image, for files.
         affine: From the fixed image's voxels to millimetres, shape ``(B, 4, 4)``, for files.
         size: Size of the fixed image, in the middle of S, shape ``(B, D)``, for files.
+        moving_size: Size of the moving image, in the middle of S, shape ``(B, D)``, for files; by
+            default that of the fixed one.
     """
 
     moving: Tensor
@@ -36,6 +38,7 @@ class Pair(TypedDict):
     fixed_name: NotRequired[list[str]]
     affine: NotRequired[Tensor]
     size: NotRequired[Tensor]
+    moving_size: NotRequired[Tensor]
 
 
 class MeanDice(LabelDice):
