@@ -5,20 +5,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from mip_lightning.errors import UsageError
-from mip_lightning.minibatch import DrawnGamma, batch_size
+from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.primary_cost import PrimaryCost
 from mip_lightning.sweep import LabelledMetric
 
 By: TypeAlias = Literal["all", "label", "subject"]
+
+LOSS = "loss"
+"""The name of the loss among the metrics."""
 
 
 class Selected(NamedTuple):
@@ -114,17 +119,21 @@ class FlopsBudget:
 class GammaSearch:
     """Evaluates a module's metric at gamma, and looks for the best.
 
+    It looks in the levels of the prior's quantiles: in equal steps of the logarithm where the prior
+    is uniform in it, and at the values alone where there are finitely many.
+
     Args:
         model: The module, in evaluation mode.
         batches: The validation batches, on the module's device.
-        metric: Name of the metric.
-        grid: Values of gamma in ascending order, from which the search starts.
-        tolerance: How close to come to the best gamma.
+        metric: Name of the metric, or ``loss``.
+        grid_size: Number of values of gamma from which the search starts.
+        tolerance: How close to come to the best gamma, in levels.
         report: Called with a line of text before each evaluation.
         allowed: Whether a gamma may be chosen; what may not is not evaluated.
 
     Raises:
-        UsageError: If there is no such metric, it has no better end, or gamma is no number.
+        UsageError: If there is no batch or no such metric, it has no better end, or gamma has
+            several dimensions.
     """
 
     def __init__(
@@ -132,39 +141,54 @@ class GammaSearch:
         model: HyperLightningModule,
         batches: Sequence[Any],
         metric: str,
-        grid: Sequence[float],
+        grid_size: int,
         tolerance: float,
         report: Callable[[str], None] = lambda line: None,
         allowed: Callable[[float], bool] = lambda gamma: True,
     ) -> None:
+        if not batches:
+            raise UsageError("there are no validation batches, on which gamma is selected")
         metrics = model.configure_metrics()
-        if metric not in metrics:
+        if metric not in (LOSS, *metrics):
             raise UsageError(
-                f"metric={metric!r}: {type(model).__name__} has {', '.join(metrics) or 'none'}"
+                f"metric={metric!r}: {type(model).__name__} has {', '.join((LOSS, *metrics))}"
             )
-        if metrics[metric].higher_is_better is None:
+        better = False if metric == LOSS else metrics[metric].higher_is_better
+        if better is None:
             raise UsageError(f"metric={metric!r} has no better end: choose another one")
-        if model.model.prior.dim != 1:
+        prior = model.model.prior
+        if prior.dim != 1:
             raise UsageError(
-                f"{model.model.prior} has {model.model.prior.dim} dimensions: gamma is selected"
-                " where it has one"
+                f"{prior} has {prior.dim} dimensions: gamma is selected where it has one"
             )
         self.model = model
         self.batches = batches
         self.metric = metric
-        self.higher_is_better = bool(metrics[metric].higher_is_better)
-        self.grid = list(grid)
+        self.higher_is_better = better
+        self.levels = prior.grid_levels(len(prior.grid(grid_size))).tolist()
         self.tolerance = tolerance
         self.report = report
         self.allowed = allowed
         self._values: dict[float, dict[str, float]] = {}
         self._samples: dict[str, Any] = {}
 
+    @property
+    def grid(self) -> list[float]:
+        """The values of gamma from which the search starts."""
+        return [self._gamma(level) for level in self.levels]
+
+    def _gamma(self, level: float) -> float:
+        return self.model.model.prior.quantile(torch.tensor([[level]])).item()
+
     def select(self, by: By) -> dict[str, Selected]:
         """The best gamma for ``all``, for each label, or for each subject, by name.
 
+        Returns:
+            The best of each for which the metric is a number somewhere.
+
         Raises:
-            UsageError: If the metric does not know labels, or the samples have no names.
+            UsageError: If the metric does not know labels, the samples have no names, or the metric
+                is nowhere a number.
         """
         measure = {"all": self._overall, "label": self._by_label, "subject": self._by_subject}[by]
 
@@ -186,28 +210,35 @@ class GammaSearch:
                 return self._of_subject(name, gamma)
             return values(gamma).get(name, math.nan)
 
-        return {
-            name: best_of(
-                lambda gamma, name=name: value(name, gamma),  # type: ignore[misc]
-                self.grid,
+        selected = {}
+        for name in names:
+            level, best = best_of(
+                lambda level, name=name: value(name, self._gamma(level)),  # type: ignore[misc]
+                self.levels,
                 self.higher_is_better,
                 self.tolerance,
             )
-            for name in names
-        }
+            if not math.isnan(best):
+                selected[name] = Selected(self._gamma(level), best)
+        if not selected:
+            raise UsageError(f"metric={self.metric!r} is not a number at any gamma")
+        return selected
 
     def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         metric = self._metric()
-        for prediction, target in self._outputs(gamma):
-            metric.update(prediction, target)
+        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+            if self.metric == LOSS:
+                metric.update(output.loss.expand(batch_size(batch)))
+            else:
+                metric.update(output.prediction, output.target)
         return {"all": float(metric.compute())}
 
     def _by_label(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         metric = self._metric()
         if not isinstance(metric, LabelledMetric):
             raise UsageError(f"by='label': the metric {self.metric!r} does not tell labels apart")
-        for prediction, target in self._outputs(gamma):
-            metric.update(prediction, target)
+        for output in self._outputs(gamma):
+            metric.update(output.prediction, output.target)
         names = self.model.label_names
         return {
             names.get(label, str(label)): float(value)
@@ -215,8 +246,11 @@ class GammaSearch:
         }
 
     def _by_subject(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        if self.metric == LOSS:
+            raise UsageError("by='subject': the loss is that of batches; choose a metric")
         values = {}
-        for batch, (prediction, target) in zip(self.batches, self._outputs(gamma), strict=True):
+        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+            _, prediction, target = output
             size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
                 self._samples[name] = _sample(batch, index, size)
@@ -234,13 +268,14 @@ class GammaSearch:
         return float(metric.compute())
 
     def _metric(self) -> Any:
+        if self.metric == LOSS:
+            return MeanMetric(nan_strategy="disable").to(self.model.device)
         return self.model.configure_metrics()[self.metric].to(self.model.device)
 
-    def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[tuple[Any, Any]]:
+    def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[StepOutput]:
         drawn = DrawnGamma(gamma)
         for batch in self.batches:
-            _, prediction, target = self.model.evaluate_at(batch, drawn)
-            yield prediction, target
+            yield self.model.evaluate_at(batch, drawn)
 
 
 def _sample(value: Any, index: int, batch_size: int) -> Any:
@@ -271,7 +306,8 @@ def write_selected(
         ckpt_path: The checkpoint.
         max_flops: The most FLOPs that were allowed; ``None`` for any number.
     """
-    gammas = {name: round(best.gamma, 6) for name, best in selected.items()}
+    # In the digits of float32, in which it was evaluated: rounded it may leave the prior's support.
+    gammas = {name: float(str(np.float32(best.gamma))) for name, best in selected.items()}
     values = {name: round(best.value, 6) for name, best in selected.items()}
     content = {
         "by": by,

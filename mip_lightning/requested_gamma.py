@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 import yaml
@@ -12,7 +12,7 @@ from torch import Tensor
 from mip_lightning.errors import UsageError
 from mip_lightning.priors import Gamma, Prior
 
-GammaRequest: TypeAlias = float | str | list[float] | list[list[float]] | dict[str, Any]
+GammaRequest: TypeAlias = float | str | list[float] | list[list[float]] | dict[str, Any] | Path
 """A value of gamma; several (a list where D = 1, else a list of lists); or the path of a ``.yaml``
 file that ``select-gamma`` wrote."""
 
@@ -34,7 +34,7 @@ class RequestedGamma:
         self.request = request
         self._named: dict[str, Tensor] = {}
         self._everywhere: Tensor | None = None
-        if isinstance(request, str) and Path(request).suffix in (".yaml", ".yml"):
+        if isinstance(request, Path) or _names_a_file(request):
             by, gamma = _read(Path(request))
             if by == ALL:
                 self._everywhere = prior.check(float(gamma))
@@ -100,6 +100,10 @@ class RequestedGamma:
                 " selected on other subjects; predict those on which it was (--data.predict_on val)"
             )
         return self._named[name]
+
+
+def _names_a_file(request: GammaRequest) -> TypeGuard[str]:
+    return isinstance(request, str) and Path(request).suffix in (".yaml", ".yml")
 
 
 def _read(path: Path) -> tuple[str, Any]:

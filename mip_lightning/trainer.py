@@ -95,7 +95,8 @@ class HyperTrainer(Trainer):
             by: One gamma for ``all``, one for each ``label``, or one for each ``subject``.
             metric: Name of the metric; by default the one that chooses checkpoints.
             grid_size: Number of values from which the search starts.
-            tolerance: How close to come to the best gamma, as a share of the prior's range.
+            tolerance: How close to come to the best gamma, as a share of the prior's range (of its
+                quantiles: of the logarithm's for ``LogUniform``).
             path: The YAML file, relative to the run's folder unless absolute; ``predict`` and
                 ``export`` take it as their gamma.
             max_flops: Choose among the gamma at which the primary takes at most so many FLOPs for a
@@ -126,17 +127,16 @@ class HyperTrainer(Trainer):
             for batch in datamodule.val_dataloader()
         ]
         metric = metric or model.monitored_metric
-        grid = model.model.prior.grid(grid_size)[:, 0].tolist()
-        width = tolerance * (grid[-1] - grid[0])
         with Console(stderr=True).status("selecting gamma") as status:
-            search = GammaSearch(model, batches, metric, grid, width, status.update)
-            budget = None if max_flops is None else FlopsBudget(model, batches[0], max_flops, grid)
-            search.allowed = budget or search.allowed
+            search = GammaSearch(model, batches, metric, grid_size, tolerance, status.update)
+            budget = None
+            if max_flops is not None:
+                search.allowed = budget = FlopsBudget(model, batches[0], max_flops, search.grid)
             selected = search.select(by)
         write_selected(file, selected, by, metric, ckpt_path, max_flops)
         for name, best in selected.items():
             cost = f", {budget.flops(best.gamma):.4g} FLOPs" if budget else ""
-            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4f}{cost}")
+            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4g}{cost}")
         rank_zero_info(f"The best gamma: {file}")
         return file
 

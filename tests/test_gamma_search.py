@@ -6,8 +6,18 @@ import yaml
 from torch import nn
 from torchmetrics import MeanMetric
 
-from mip_lightning import HyperLightningModule, Joint, StepOutput, Uniform, UsageError
-from mip_lightning.gamma_search import GammaSearch, best_of
+from mip_lightning import (
+    Categorical,
+    HyperLightningModule,
+    Joint,
+    LogUniform,
+    Normal,
+    StepOutput,
+    Uniform,
+    UsageError,
+    Values,
+)
+from mip_lightning.gamma_search import GammaSearch, best_of, write_selected
 from mip_lightning.requested_gamma import RequestedGamma
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -56,7 +66,7 @@ class Fitting(HyperLightningModule):
         return StepOutput(distance.mean(), distance.detach(), batch["best"])
 
     def configure_metrics(self):
-        return {"distance": MeanAbsoluteDistance()}
+        return {"distance": MeanAbsoluteDistance(nan_strategy="disable")}
 
     def sample_names(self, batch):
         return batch["name"]
@@ -84,13 +94,53 @@ def test_each_subject_is_searched_by_itself_once_the_grid_is_known(monkeypatch):
         return evaluate_at(batch, gamma)
 
     monkeypatch.setattr(module, "evaluate_at", counted)
-    search = GammaSearch(module, batches, "distance", GRID, 0.01)
+    search = GammaSearch(module, batches, "distance", len(GRID), 0.01)
     with torch.no_grad():
         selected = search.select("subject")
     assert {name: found.gamma for name, found in selected.items()} == pytest.approx(
         {str(n): float(value) for n, value in enumerate(best)}, abs=0.011
     )
     assert sum(samples) < 10 * len(GRID) + 10 * 15  # not 10 * 10 * 15
+
+
+@pytest.mark.parametrize(
+    ("prior", "best", "close"),
+    [
+        (LogUniform(1e-8, 1e-2), 3e-7, 1.2),
+        (Uniform(1 / 3, 1), 0.0, 1.0),
+        (Uniform(0, 2 / 3), 1.0, 1.0),
+        (Normal(0, 1), 0.4, 1.1),
+        (Values([0.1, 0.5, 1.0]), 0.4, 1.0),
+        (Categorical(["a", "b", "c"]), 1.3, 1.0),
+    ],
+)
+@pytest.mark.parametrize("metric", ["distance", "loss"])
+def test_what_is_selected_is_of_the_prior_and_close_to_the_best(
+    prior, best, close, metric, tmp_path
+):
+    module = Fitting(nn.Linear(1, 1), prior).eval()
+    batches = [{"best": torch.full((4,), best)}]
+    with torch.no_grad():
+        selected = GammaSearch(module, batches, metric, 5, 0.01).select("all")
+    write_selected(tmp_path / "gamma.yaml", selected, "all", metric, None)
+    gamma = RequestedGamma(prior, tmp_path / "gamma.yaml").one
+    nearest = min(
+        prior.quantile(torch.linspace(0.001, 0.999, 2001).unsqueeze(1)).flatten().tolist(),
+        key=lambda value: abs(value - best),
+    )
+    assert gamma.item() == pytest.approx(nearest, rel=max(close - 1, 1e-2))
+
+
+def test_a_search_without_batches_or_numbers_selects_nothing():
+    module = Fitting(nn.Linear(1, 1), Uniform(0, 1)).eval()
+    with pytest.raises(UsageError, match="no validation batches"):
+        GammaSearch(module, [], "loss", 5, 0.01)
+    batches = [{"best": torch.full((2,), math.nan), "name": ["a", "b"]}]
+    for metric, by in (("loss", "all"), ("distance", "subject")):
+        with torch.no_grad(), pytest.raises(UsageError, match="not a number at any gamma"):
+            GammaSearch(module, batches, metric, 5, 0.01).select(by)
+    with torch.no_grad(), pytest.raises(UsageError, match="by='subject'"):
+        GammaSearch(module, batches, "loss", 5, 0.01).select("subject")
 
 
 def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):

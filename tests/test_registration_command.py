@@ -143,7 +143,7 @@ def test_a_network_is_exported_at_the_gamma_of_each_label(checkpoint, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--metric", "speed"], "metric='speed': Registration has dice"),
+        (["--metric", "speed"], "metric='speed': Registration has loss, dice"),
         (["--metric", "gradient_magnitude"], "has no better end"),
         (["--metric", "folded_share", "--by", "label"], "does not tell labels apart"),
         (["--grid_size", "1"], "grid_size=1"),
