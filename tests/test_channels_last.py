@@ -16,7 +16,7 @@ from mip_lightning.hypermodel import Formulation
 
 def task(dimensions: int, formulation: Formulation = "mip") -> LossAlone:
     convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
-    network = nn.Sequential(convolution(2, 4, 1), nn.ReLU(), convolution(4, 3, 2))
+    network = nn.Sequential(convolution(2, 4, 3, padding=1), nn.ReLU(), convolution(4, 3, 2))
     return LossAlone(network, Uniform(0, 1), formulation)
 
 

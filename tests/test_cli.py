@@ -270,7 +270,8 @@ def test_a_users_own_checkpoint_callback_takes_the_place_of_the_default():
     assert "checkpoints" not in files("mine")
 
 
-def test_the_progress_bar_shows_loss_accuracy_and_gamma(capsys):
+def test_the_progress_bar_shows_loss_accuracy_and_gamma(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     run("fit", "--config", QUICK, "--trainer.enable_progress_bar", "true")
     shown = capsys.readouterr().out
     for name in ("train_loss:", "train_accuracy:", "val_accuracy:", "gamma:"):

@@ -204,17 +204,17 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "network",
+    "build",  # in the test, once its seed is set
     [
-        nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
-        nn.Sequential(parametrizations.orthogonal(nn.Linear(3, 3))),
-        Shared(),
-        torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))),
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
+        lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(3, 3))),
+        Shared,
+        lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))),
     ],
     ids=["weight_norm", "orthogonal", "shared", "fx"],
 )
-def test_an_odd_network_computes_what_it_is_materialized_to(network):
-    model, x = make(network).eval(), torch.rand(2, 3)
+def test_an_odd_network_computes_what_it_is_materialized_to(build):
+    model, x = make(build()).eval(), torch.rand(2, 3)
     torch.testing.assert_close(model(x, 0.7), model.materialize(0.7)(x))
     assert not torch.allclose(model(x, 0.7), model(x, 0.1))
 
