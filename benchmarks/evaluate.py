@@ -63,7 +63,7 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
         draws = EvaluationDraws()
         draws.start(model)
         for batch in batches:
-            for drawn in draws.of(grid):
+            for drawn in draws.of(model, grid):
                 drawn.run(model, batch)
 
     @torch.no_grad()

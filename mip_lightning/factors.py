@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mip_lightning.norms import norm
+
 
 class Factors(NamedTuple):
     """K pairs of factors of a ``(P, H)`` matrix.
@@ -59,9 +61,7 @@ class Factors(NamedTuple):
             dtype: Type of the result.
         """
         if len(self.left) == 1:
-            exact = torch.promote_types(dtype, torch.float32)
-            norms: list[Tensor] = [torch.linalg.vector_norm(f, dtype=exact) for f in self]
-            return (norms[0] * norms[1]).to(dtype)
+            return (norm(self.left) * norm(self.right)).to(dtype)
         # In float64, for pairs may cancel, and squares run over.
         left, right = self.left.double(), self.right.double()
         return ((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt().to(dtype)

@@ -262,7 +262,8 @@ class GammaSearch:
     def _of_subject(self, name: str, gamma: float) -> float:
         """The metric of one subject, at a gamma at which no other one needs it."""
         draw = DrawnGamma(torch.tensor([[gamma]], device=self.model.device))
-        _, prediction, target = self.model.evaluate_at(self._samples[name], draw)
+        with self.model.without_logging():
+            _, prediction, target = self.model.evaluate_at(self._samples[name], draw)
         metric = self._metric()
         metric.update(prediction, target)
         return float(metric.compute())
@@ -275,7 +276,9 @@ class GammaSearch:
     def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[StepOutput]:
         drawn = DrawnGamma(gamma)
         for batch in self.batches:
-            yield self.model.evaluate_at(batch, drawn)
+            with self.model.without_logging():
+                output = self.model.evaluate_at(batch, drawn)
+            yield output
 
 
 def _sample(value: Any, index: int, batch_size: int) -> Any:

@@ -60,6 +60,7 @@ class DrawnGamma:
         self.gamma = gamma
         self._raw = raw
         self._theta: dict[str, Tensor] | None = None
+        self._has_graph = False
         self._call: Callable[[Inputs], Any] | None = None
 
     def run(self, model: HyperModel, inputs: Inputs) -> Any:
@@ -71,16 +72,17 @@ class DrawnGamma:
         """
         if model.asks_for_gamma and self._raw is None:
             self._raw = self.gamma.cpu()
-        if torch.is_grad_enabled() or len(self.gamma) > 1:
+        if torch.is_grad_enabled() or len(self.gamma) > 1 or model.training:
             return model.run(self.theta(model), inputs, self._raw)
         if self._call is None:  # in evaluation, where the mode stays
             self._call = model.bound(self.theta(model), self._raw)
         return self._call(inputs)
 
     def theta(self, model: HyperModel) -> dict[str, Tensor]:
-        """The weights, predicted once."""
-        if self._theta is None:
+        """The weights, predicted once; once more if their gradient is wanted later."""
+        if self._theta is None or (torch.is_grad_enabled() and not self._has_graph):
             self._theta = model.theta_at(self.gamma)
+            self._has_graph = torch.is_grad_enabled()
         return self._theta
 
 
@@ -89,16 +91,19 @@ class EvaluationDraws:
 
     It keeps no more numbers than the hypernetwork has, or than ``KEPT`` if these are more; what
     goes beyond is predicted anew. It keeps nothing outside an epoch: weights may change there.
+    After an epoch that was broken off, it keeps nothing once they have.
     """
 
     def __init__(self) -> None:
         self._room = 0
+        self._versions: list[int] = []
         self._kept: dict[int, tuple[Tensor, list[DrawnGamma]]] = {}
 
     def start(self, model: HyperModel) -> None:
         """Keep what is predicted from now on."""
         parameters = sum(p.numel() for p in model.hypernetwork.parameters())
         self._room = max(parameters, KEPT) // model.layout.num_predicted
+        self._versions = _versions(model)
         self._kept = {}
 
     def stop(self) -> None:
@@ -106,12 +111,15 @@ class EvaluationDraws:
         self._room = 0
         self._kept = {}
 
-    def of(self, gammas: Float[Tensor, "n D"]) -> list[DrawnGamma]:
+    def of(self, model: HyperModel, gammas: Float[Tensor, "n D"]) -> list[DrawnGamma]:
         """Each value by itself.
 
         Args:
+            model: The model.
             gammas: The values, in the same tensor for every batch.
         """
+        if self._room + len(self._kept) and self._versions != _versions(model):
+            self.stop()
         if id(gammas) in self._kept:
             kept = self._kept[id(gammas)][1]
             return kept + [DrawnGamma(gamma) for gamma in gammas.split(1)[len(kept) :]]
@@ -120,6 +128,11 @@ class EvaluationDraws:
         self._room -= len(kept)
         self._kept[id(gammas)] = (gammas, kept)  # the tensor too, so that its id stays its own
         return draws
+
+
+def _versions(model: HyperModel) -> list[int]:
+    """How often each weight was changed in place."""
+    return [weight._version for weight in model.parameters() if not weight.is_inference()]
 
 
 def batch_size(batch: Any) -> int:

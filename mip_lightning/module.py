@@ -265,11 +265,13 @@ class HyperLightningModule(LightningModule, ABC):
         raise UsageError(f"{task} does not say how to predict: override its predict_step")
 
     def on_validation_epoch_start(self) -> None:
-        """From now on the weights at each gamma of the grid are predicted once."""
+        """Start anew; the weights at each gamma of the grid are predicted once."""
+        self.validation_sweep.reset()
         self.evaluation_draws.start(self.model)
 
     def on_test_epoch_start(self) -> None:
-        """From now on the weights at each gamma of the grid are predicted once."""
+        """Start anew; the weights at each gamma of the grid are predicted once."""
+        self.test_sweep.reset()
         self.evaluation_draws.start(self.model)
 
     def on_predict_epoch_start(self) -> None:
@@ -371,10 +373,20 @@ class HyperLightningModule(LightningModule, ABC):
         seen: list[Inputs] = []
         hook = self.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            self.evaluate_at(batch, gamma)
+            with self.without_logging():
+                self.evaluate_at(batch, gamma)
         finally:
             hook.remove()
         return seen
+
+    @contextmanager
+    def without_logging(self) -> Iterator[None]:
+        """While it lasts, what the task logs goes nowhere: it belongs to no step of the trainer."""
+        setattr(self, "log", lambda *args, **kwargs: None)  # noqa: B010  # mypy: a method stays one
+        try:
+            yield
+        finally:
+            delattr(self, "log")
 
     @contextmanager
     def _draws(self, drawn: DrawnGamma) -> Iterator[DrawnGamma]:
@@ -398,7 +410,7 @@ class HyperLightningModule(LightningModule, ABC):
 
     def _sweep(self, sweep: GammaSweep, batch: Any) -> None:
         size = batch_size(batch)
-        for index, drawn in enumerate(self.evaluation_draws.of(sweep.grid)):
+        for index, drawn in enumerate(self.evaluation_draws.of(self.model, sweep.grid)):
             loss, prediction, target = self.evaluate_at(batch, drawn)
             sweep.update(index, loss, size, prediction, target)
 

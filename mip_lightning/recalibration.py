@@ -7,10 +7,11 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from mip_lightning.draws import Inputs, as_arguments
+from mip_lightning.modes import modes_kept
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
-    """Measure the running statistics of BatchNorm layers over some batches.
+    """Measure the running statistics of BatchNorm layers over some batches; modes stay.
 
     A hypermodel's statistics are averages over all gamma that training drew; those of a network
     that is materialized at one gamma can differ much from them.
@@ -19,7 +20,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
         network: An ordinary network, such as ``HyperModel.materialize`` gives.
         batches: What the network takes: a tensor, or a tuple or mapping of arguments, each.
     """
-    update_bn(((inputs,) for inputs in batches), _Unpacking(network))
+    with modes_kept(network):
+        update_bn(((inputs,) for inputs in batches), _Unpacking(network))
 
 
 class _Unpacking(nn.Module):

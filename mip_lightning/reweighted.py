@@ -9,6 +9,7 @@ the network (buffers and hooks too).
 
 import copy
 import gc
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -39,6 +40,7 @@ class Reweighted:
         self.network = network
         self.names = tuple(names)
         self._shared: dict[int, Any] | None = None
+        self._modules: list[nn.Module] = []
 
     def __call__(
         self, weights: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -60,8 +62,10 @@ class Reweighted:
         Args:
             weights: Weight of each of ``names``.
         """
-        if self._shared is None:
+        modules = list(self.network.modules())
+        if self._shared is None or not _are_same(self._modules, modules):
             self._shared = _shareable(self.network, self.names)
+            self._modules = modules
         if self._shared:
             return _replica(self.network, weights, self._shared)
 
@@ -73,7 +77,11 @@ class Reweighted:
 
     def __getstate__(self) -> dict[str, Any]:
         # What is shared is known by address, which no copy keeps.
-        return {**vars(self), "_shared": None}
+        return {**vars(self), "_shared": None, "_modules": []}
+
+
+def _are_same(before: Sequence[nn.Module], now: Sequence[nn.Module]) -> bool:
+    return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 def _replica(

@@ -113,15 +113,19 @@ class GammaSweep(nn.Module):
             elif prediction is not None:
                 copies[index].update(prediction, target)
 
+    def reset(self) -> None:
+        """Start anew, whatever an evaluation that was broken off has left."""
+        for copies in self._metrics.values():
+            for metric in copies:
+                metric.reset()
+
     def compute(self) -> dict[str, Curve]:
-        """The curves of the loss and of each metric, over all ranks; then start anew."""
+        """The curves of the loss and of each metric, over all ranks."""
         curves = {}
         for name, copies in self._metrics.items():
             values = torch.stack([metric.compute().float() for metric in copies])
             better = False if name == "loss" else copies[0].higher_is_better
             curves[name] = Curve(values, better, _by_label(copies))
-            for metric in copies:
-                metric.reset()
         return curves
 
 

@@ -9,7 +9,8 @@ from scipy.stats import gaussian_kde
 from test_bayesian_classification import loader
 from test_bayesian_classification import make as make_task
 from test_callbacks import rows
-from test_module import trainer
+from test_module import LossAlone, trainer
+from test_module import loader as vectors
 from torch import nn
 
 from mip_lightning import HyperModel, HypernetworkConfig, ThetaConfig, Uniform, UsageError
@@ -40,6 +41,33 @@ def test_a_scaled_theta0_leaves_the_ordinary_network_as_it_was_given():
     model = HyperModel(primary, Uniform(), hypernetwork=config)
     assert not torch.equal(model.theta0["weight"], before)
     assert torch.equal(model.ordinary().weight, before)
+
+
+def test_a_frozen_normalization_stays_frozen_and_a_second_fit_has_a_file_of_its_own():
+    frozen: list[bool] = []
+
+    class Logging(LossAlone):
+        """What its loss logs belongs to no step when the callback calls it."""
+
+        def loss(self, batch, gamma):
+            loss = super().loss(batch, gamma)
+            self.log("part", loss)
+            return loss
+
+        def on_train_batch_start(self, batch, batch_idx):
+            frozen.append(not self.model.primary[1].training)
+
+        def on_train_epoch_start(self):
+            self.model.primary[1].eval()
+
+    distributions = Distributions(num_gammas=2)
+    for folder in ("first", "second"):
+        task = Logging(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), Uniform(0, 1))
+        t = trainer(callbacks=[distributions], default_root_dir=folder)
+        t.fit(task, vectors(), vectors())
+        assert {row["step"] for row in rows(f"{folder}/distributions.csv")} == {"0", "4"}
+    assert frozen
+    assert all(frozen)
 
 
 @pytest.mark.parametrize("formulation", ["default", "mip"])

@@ -100,7 +100,9 @@ def test_recalibrated_statistics_are_those_of_the_one_network():
     for gamma in torch.rand(5, 1):
         model(x, gamma)
     network = model.materialize(0.3)
+    network.eval()
     recalibrate(network, [part.clone() for part in x.split(16)])
+    assert not any(module.training for module in network.modules())
     features = network[0](x).detach()
     torch.testing.assert_close(network[1].running_mean, features.mean(dim=0))
     within = torch.stack([part.var(dim=0) for part in features.split(16)]).mean(dim=0)

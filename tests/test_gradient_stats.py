@@ -182,6 +182,21 @@ def test_only_each_nth_minibatch_is_watched():
     assert [row["batch"] for row in rows("gradient_norms.csv")] == ["0", "3"]
 
 
+@pytest.mark.filterwarnings("ignore:.*training_step. returned .None")  # as it is to
+def test_a_minibatch_without_a_backward_pass_leaves_no_hook_behind():
+    class Skipping(Denoising):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss if batch_idx % 2 == 0 else None
+
+    task = Skipping(nn.Linear(4, 4), Uniform())
+    t = trainer(max_epochs=2, callbacks=[GradientStats()], default_root_dir=".")
+    t.fit(task, loader(), loader())
+    assert [row["batch"] for row in rows("gradient_norms.csv")] == ["0", "2"] * 2
+    assert not task.model.hypernetwork.head._forward_hooks
+    assert not any(p._backward_hooks for p in task.parameters())
+
+
 def test_a_resumed_run_goes_on_with_its_rows():
     def fit(epochs: int, **options) -> None:
         torch.manual_seed(0)

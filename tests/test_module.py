@@ -9,7 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 
-from mip_lightning import HyperLightningModule, HypernetworkConfig, StepOutput, Uniform, UsageError
+from mip_lightning import (
+    HyperLightningModule,
+    HypernetworkConfig,
+    StepOutput,
+    ThetaConfig,
+    Uniform,
+    UsageError,
+)
 from mip_lightning.minibatch import batch_size
 
 
@@ -354,6 +361,67 @@ def test_weights_that_were_predicted_for_an_evaluation_are_not_those_of_the_next
     assert after["val_mse"] == pytest.approx(torch.stack(direct).mean().item(), rel=1e-5)
     assert before["val_mse"] != pytest.approx(after["val_mse"], rel=0.1)
     assert not task.evaluation_draws._kept
+
+
+class BrokenOff(Callback):
+    """Breaks off an evaluation at its third batch."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 2:
+            raise RuntimeError("broken off")
+
+    on_predict_batch_start = on_validation_batch_start
+
+
+def test_an_evaluation_that_was_broken_off_leaves_nothing_to_the_next():
+    task = Denoising(nn.Linear(4, 4), Uniform(0, 1), validation_grid_size=3)
+    (before,) = trainer().validate(task, loader(), verbose=False)
+    with torch.no_grad():
+        task.model.primary.bias += 1.0
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer(callbacks=[BrokenOff()]).validate(task, loader(), verbose=False)
+    with torch.no_grad():
+        task.model.primary.bias -= 1.0
+    (after,) = trainer().validate(task, loader(), verbose=False)
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_predictions_after_one_that_was_broken_off_are_those_of_the_weights_as_they_are():
+    class Predicting(Denoising):
+        grid = torch.tensor([[0.5]])
+
+        def predict_step(self, batch, batch_idx):
+            (drawn,) = self.evaluation_draws.of(self.model, self.grid)
+            return drawn.run(self.model, batch[0])
+
+    task, batch = Predicting(nn.Linear(4, 4), Uniform(0, 1)).eval(), next(iter(loader()))
+    with pytest.raises(RuntimeError, match="broken off"):
+        trainer(callbacks=[BrokenOff()]).predict(task, loader())
+    with torch.no_grad():
+        before = task.predict_step(batch, 0)
+        task.model.primary.bias += 1.0
+        torch.testing.assert_close(task.predict_step(batch, 0), before + 1.0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_call_without_gradient_within_a_loss_takes_no_gradient_from_the_other(first):
+    class Consistent(LossAlone):
+        def loss(self, batch, gamma):
+            if first:
+                with torch.no_grad():
+                    teacher = self(batch[0], gamma)
+            student = self(batch[0], gamma)
+            if not first:
+                with torch.no_grad():
+                    teacher = self(batch[0], gamma)
+            assert torch.equal(student, teacher)
+            return F.mse_loss(student, teacher.roll(1, dims=1))
+
+    task = Consistent(nn.Linear(4, 4), Uniform(0, 1), theta=ThetaConfig(weight_decay=0.1))
+    with task.without_logging():
+        task.training_step(next(iter(loader())), 0).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.theta0.values())
+    assert task.model.hypernetwork.head.weight.grad.abs().sum() > 0
 
 
 def test_training_goes_on_between_validations_with_weights_of_its_own():

@@ -230,6 +230,14 @@ def test_a_primary_may_be_changed_after_it_was_called():
     torch.testing.assert_close(model(x.double(), 0.3), model.materialize(0.3)(x.double()))
 
 
+def test_a_layer_put_in_after_a_call_keeps_its_own_statistics():
+    model, x = make(nn.Sequential(nn.Linear(3, 3), nn.Identity())), torch.rand(8, 3)
+    model(x, 0.3)
+    model.primary[1] = nn.BatchNorm1d(3, affine=False)
+    model(x, 0.3)
+    assert model.primary[1].num_batches_tracked == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm")  # it is what cannot be copied
 def test_a_primary_that_pytorch_cannot_copy_is_called_but_not_materialized():
     model, x = make(nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)))), torch.rand(2, 3)

@@ -92,6 +92,19 @@ def test_a_run_stops_where_the_loss_or_gradient_is_not_finite(disturbance, event
         assert all(value.isfinite().all() for value in state.values()), file
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_no_checkpoint_within_an_epoch_is_of_spoilt_weights_and_the_newest_is_named(weights_only):
+    often = ModelCheckpoint(
+        "often", "{step}", save_top_k=-1, every_n_train_steps=2, save_weights_only=weights_only
+    )
+    rare = ModelCheckpoint("rare", "{epoch}", every_n_epochs=2)
+    with pytest.raises(NonFiniteError, match=r"step 11 .*go on from .*often/step=10\.ckpt"):
+        fit({10: math.nan}, callbacks=[rare, often], enable_checkpointing=True)
+    assert {file.name for file in Path("often").iterdir()} == {
+        f"step={step}.ckpt" for step in (2, 4, 6, 8, 10)
+    }
+
+
 @pytest.mark.parametrize("disturbance", [math.nan, "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_if_asked_for(disturbance):
     model, _ = fit({9: disturbance, 10: disturbance}, on_non_finite="skip")

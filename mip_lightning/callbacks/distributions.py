@@ -28,6 +28,7 @@ from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.draws import as_arguments, tensors_in
 from mip_lightning.errors import UsageError
 from mip_lightning.gamma_argument import fix_gamma
+from mip_lightning.modes import evaluating
 from mip_lightning.module import HyperLightningModule
 
 ORDINARY = "ordinary"
@@ -74,6 +75,11 @@ class Distributions(HyperCallback):
         super().__init__()
         self._batch: Any = None
         self._table: StepTable | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier fit."""
+        self._batch = None
+        self._table = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -138,23 +144,27 @@ Curves: TypeAlias = dict[int, tuple[np.ndarray, np.ndarray]]
 """Index of the gamma, or -1 for the ordinary network, to values and their density."""
 
 
-@torch.no_grad()
 def collect(
     module: HyperLightningModule, batch: Any, grid: Float[Tensor, "n D"]
 ) -> dict[Panel, dict[int, np.ndarray]]:
     """Weights and activations at each gamma (by index) and of the ordinary network (by -1).
 
     Args:
-        module: The module; its mode and buffers stay as they are.
+        module: The module; its modes and buffers stay as they are.
         batch: What the activations are those of.
         grid: The gammas.
     """
+    with torch.no_grad(), evaluating(module):
+        return _collect(module, batch, grid)
+
+
+def _collect(
+    module: HyperLightningModule, batch: Any, grid: Float[Tensor, "n D"]
+) -> dict[Panel, dict[int, np.ndarray]]:
     model = module.model
     matrices = {n: s for n, s in model.layout.shapes.items() if len(s) > 1}
     layers = {name.rpartition(".")[0]: name for name in matrices}
     samples: dict[Panel, dict[int, np.ndarray]] = defaultdict(dict)
-    was_training = module.training
-    module.eval()
     gammas = grid.to(module.device)
     (inputs, *_) = module.inputs_of(batch, gammas[:1])
     ordinary = model.ordinary().eval()
@@ -173,7 +183,6 @@ def collect(
             samples["weights", layer or name][index] = _pick(theta[name])
             if layer in outputs:
                 samples["activations", layer or name][index] = _pick(outputs[layer])
-    module.train(was_training)
     return samples
 
 

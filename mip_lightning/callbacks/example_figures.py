@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mip_lightning.callbacks.files import publish_figure, writes_files
 from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.errors import UsageError
+from mip_lightning.modes import evaluating
 
 
 class ExampleFigures(HyperCallback):
@@ -55,11 +56,8 @@ class ExampleFigures(HyperCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation's batch, if it is not, whatever has ended training."""
-        modes = [(module, module.training) for module in pl_module.modules()]
-        pl_module.eval()
-        self._draw_kept(trainer, pl_module)
-        for module, mode in modes:
-            module.training = mode
+        with evaluating(pl_module):
+            self._draw_kept(trainer, pl_module)
 
     def _draw_kept(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._batch is not None:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from mip_lightning.factored_gradient import FactoredGradient
 from mip_lightning.heads import DenseHead
 from mip_lightning.hypermodel import HyperModel
+from mip_lightning.norms import norm
 
 PARTS = ("theta", "theta0", "trunk", "head")
 """What the gradient is taken with respect to; ``theta`` are the predicted weights."""
@@ -69,7 +70,7 @@ class GradientNorms:
         if isinstance(self._model.hypernetwork.head, DenseHead):
             hidden = torch.cat([self._hidden[index] for index, _ in self._changes]).float()
             norms["head"] = FactoredGradient(gradient, hidden).norm()
-        return {"theta": gradient.norm(), "theta0": gradient.sum(dim=0).norm(), **norms}
+        return {"theta": norm(gradient), "theta0": norm(gradient.sum(dim=0)), **norms}
 
     def _watch_change(self, head: nn.Module, inputs: tuple[Any, ...], change: Tensor) -> None:
         if not change.requires_grad:
@@ -80,7 +81,6 @@ class GradientNorms:
 
     def _squares_of(self, part: str) -> Any:
         def add(gradient: Tensor) -> None:
-            norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-            self._squares[part].append(norm.square())
+            self._squares[part].append(norm(gradient.detach()).square())
 
         return add

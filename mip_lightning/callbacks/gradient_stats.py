@@ -89,6 +89,7 @@ class GradientStats(HyperCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch this minibatch's backward pass, if it is one to record."""
+        self._unwatch()  # the last one had no backward pass, or failed in it
         if batch_idx % self.every_n_steps == 0:
             self._watch = GradientNorms(hyper_module(pl_module).model).__enter__()
 
@@ -96,10 +97,9 @@ class GradientStats(HyperCallback):
         """Keep the norms, on the device."""
         if self._watch is None:
             return
-        self._watch.__exit__(None, None, None)
         scale = _loss_scale(trainer, pl_module.device)
         self._norms = {name: norm / scale for name, norm in self._watch.norms().items()}
-        self._watch = None
+        self._unwatch()
 
     def on_train_batch_end(
         self,
@@ -120,8 +120,20 @@ class GradientStats(HyperCallback):
                 pl_module.log(f"gradient_norm/{name}", norm, batch_size=1)
         self._norms = {}
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Watch no more."""
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+            self._watch = None
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather from all ranks, and write."""
+        self._unwatch()
         columns = self._records.columns
         rows = self._records.gather(trainer)
         if self._minibatches is None or self._epochs is None or not len(rows):

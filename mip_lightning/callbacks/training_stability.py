@@ -2,12 +2,14 @@
 
 import math
 from collections import deque
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -90,6 +92,7 @@ class TrainingStability(HyperCallback):
         self._history: deque[float] = deque(maxlen=window)
         self._records = MinibatchRecords(())
         self._since_look = 0
+        self._look_after = every_n_steps
         self._gradient: Tensor | float = 0.0
         self._num_spikes = 0
         self._watched: list[nn.Parameter] = []
@@ -97,6 +100,13 @@ class TrainingStability(HyperCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the table, or go on with that of a resumed run."""
+        self._history.clear()
+        self._since_look = 0
+        self._num_spikes = 0
+        # Of weights alone Lightning writes checkpoints without asking callbacks.
+        checkpoints = trainer.checkpoint_callbacks
+        unasked = any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in checkpoints)
+        self._look_after = 1 if unasked else self.every_n_steps
         model = hyper_module(pl_module).model
         columns = [*PLACE, *model.prior.names, "loss", "gradient"]
         self._records = MinibatchRecords(columns)
@@ -112,6 +122,7 @@ class TrainingStability(HyperCallback):
                 trainer.global_step if trainer.ckpt_path else None,
             )
             self._num_spikes = sum(row["event"] == SPIKE for row in self._table.rows)
+        self._num_spikes = trainer.strategy.broadcast(self._num_spikes)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -144,7 +155,12 @@ class TrainingStability(HyperCallback):
         self._records.add([*place, *gamma, module.latest_loss, self._gradient])
         self._gradient = 0.0
         self._since_look += 1
-        if self._since_look == self.every_n_steps:
+        if self._since_look == self._look_after:
+            self._look(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let no checkpoint be written after a validation amid an epoch, of spoilt weights."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -206,13 +222,23 @@ class TrainingStability(HyperCallback):
 def _explain(trainer: Trainer, event: dict[str, Any], columns: tuple[str, ...]) -> str:
     gammas = [name for name in columns if name not in (*PLACE, "loss", "gradient")]
     gamma = ", ".join(f"{name} = {event[name]:g}" for name in gammas)
-    checkpoint = trainer.checkpoint_callback
-    path = ""
-    if isinstance(checkpoint, ModelCheckpoint):
-        path = checkpoint.last_model_path or checkpoint.best_model_path
+    path = _latest_checkpoint(trainer)
     way_out = f"go on from {path}" if path else "there is no checkpoint yet: start again"
     return (
         f"{event['event']} at step {event['step']} (epoch {event['epoch']}, batch {event['batch']},"
         f" rank {event['rank']}, {gamma}): {way_out} with a lower learning rate, or leave"
         " out such steps by on_non_finite='skip'"
     )
+
+
+def _latest_checkpoint(trainer: Trainer) -> str:
+    """The newest file; Lightning names one before it is written, and keeps the name of some."""
+    named = [
+        Path(path)
+        for checkpoint in trainer.checkpoint_callbacks
+        if isinstance(checkpoint, ModelCheckpoint)
+        for path in (checkpoint.last_model_path, checkpoint.best_model_path)
+        if path
+    ]
+    written = [path for path in named if path.exists()]
+    return str(max(written, key=lambda path: path.stat().st_mtime)) if written else ""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mip_lightning.hypermodel import HyperModel
+from mip_lightning.norms import norm
 from mip_lightning.priors import Prior
 
 ALL = "all"
@@ -67,9 +68,7 @@ def weight_statistics(model: HyperModel, grid: Float[Tensor, "n D"]) -> dict[str
         theta = model.theta(gamma)
         everything = torch.cat([tensor.flatten() for tensor in theta.values()])
         for name, tensor in {ALL: everything, **theta}.items():
-            found[name].append(
-                torch.stack([tensor.std(correction=0), tensor.mean(), tensor.norm()])
-            )
+            found[name].append(torch.stack([tensor.std(correction=0), tensor.mean(), norm(tensor)]))
     return {
         name: WeightStatistics(*torch.stack(values).cpu().unbind(dim=1))
         for name, values in found.items()

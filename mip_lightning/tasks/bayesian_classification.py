@@ -142,6 +142,12 @@ class BayesianClassification(HyperLightningModule):
         metrics["predictive_entropy"].update(entropy(average))
         metrics["mutual_information"].update(mutual_information(log_probabilities))
 
+    def on_test_epoch_start(self) -> None:
+        """As every task's, and forget an ensemble that was broken off."""
+        super().on_test_epoch_start()
+        for metric in self._ensemble_metrics.values():
+            metric.reset()
+
     def on_test_epoch_end(self) -> None:
         """Log the test curves and what holds of the ensemble."""
         super().on_test_epoch_end()
@@ -175,6 +181,6 @@ class BayesianClassification(HyperLightningModule):
     def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
         """Log-probabilities at each of M draws."""
         gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
-        draws = self.evaluation_draws.of(gammas)
+        draws = self.evaluation_draws.of(self.model, gammas)
         logits = [drawn.run(self.model, images) for drawn in draws]
         return torch.stack(logits).log_softmax(dim=-1)

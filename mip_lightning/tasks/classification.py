@@ -123,6 +123,6 @@ class Classification(HyperLightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         if self.requested is None:
             raise UsageError("Classification predicts at a gamma: give predict --gamma 0.3")
-        (drawn,) = self.evaluation_draws.of(self.requested.one)
+        (drawn,) = self.evaluation_draws.of(self.model, self.requested.one)
         logits = drawn.run(self.model, images)
         return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

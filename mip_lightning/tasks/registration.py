@@ -207,6 +207,16 @@ class Registration(HyperLightningModule):
         super().test_step(batch, batch_idx)
         self._measure_before(batch)
 
+    def on_validation_epoch_start(self) -> None:
+        """As every task's, and forget a measurement that was broken off."""
+        super().on_validation_epoch_start()
+        self.dice_before.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """As every task's, and forget a measurement that was broken off."""
+        super().on_test_epoch_start()
+        self.dice_before.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation curves and the Dice before registration."""
         self._log_before("val")
@@ -225,7 +235,6 @@ class Registration(HyperLightningModule):
 
     def _log_before(self, stage: str) -> None:
         before = self.dice_before.compute()
-        self.dice_before.reset()
         self.log(f"{stage}_dice_before", before, sync_dist=True)
         self.references = {"dice": ("before registration", float(before))}
 
@@ -242,7 +251,7 @@ class Registration(HyperLightningModule):
         volumes = []
         for index, name in enumerate(names):
             pair: Any = {key: _one(values, index) for key, values in batch.items()}
-            for drawn in self.evaluation_draws.of(self.requested_gamma(name)):
+            for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
                 volumes += self._volumes(pair, drawn, f"{name}/gamma_{float(drawn.gamma):.6g}")
         return volumes
 

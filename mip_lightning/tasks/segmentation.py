@@ -178,7 +178,7 @@ class Segmentation(HyperLightningModule):
             image = one["image"]
             box = in_the_middle(image.shape[2:], one["size"][0] if "size" in one else None)
             affine = one["affine"][0].cpu() if "affine" in one else torch.eye(4)
-            for drawn in self.evaluation_draws.of(self.requested_gamma(name)):
+            for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
                 found = self._labels_at(one, drawn)[box].cpu()
                 stem = f"{name}/gamma_{float(drawn.gamma):.6g}"
                 volumes.append(Volume(f"{stem}_labels", found, affine))
