@@ -232,13 +232,11 @@ def _explain(trainer: Trainer, event: dict[str, Any], columns: tuple[str, ...]) 
 
 
 def _latest_checkpoint(trainer: Trainer) -> str:
-    """The newest file; Lightning names one before it is written, and keeps the name of some."""
-    named = [
-        Path(path)
+    """The newest file; Lightning names a checkpoint before it is written, and forgets others."""
+    folders = {
+        Path(checkpoint.dirpath)
         for checkpoint in trainer.checkpoint_callbacks
-        if isinstance(checkpoint, ModelCheckpoint)
-        for path in (checkpoint.last_model_path, checkpoint.best_model_path)
-        if path
-    ]
-    written = [path for path in named if path.exists()]
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None
+    }
+    written = [path for folder in folders for path in folder.glob("*.ckpt")]
     return str(max(written, key=lambda path: path.stat().st_mtime)) if written else ""
