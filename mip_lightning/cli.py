@@ -20,6 +20,7 @@ from lightning.pytorch.cli import (
     instantiate_class,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from mip_lightning.callbacks import (
@@ -46,6 +47,10 @@ from mip_lightning.run_directory import (
 from mip_lightning.trainer import HyperTrainer
 
 BEST = "best"
+ON_ONE_RANK = ("export", "select-gamma")
+"""Commands that one process runs, where a cluster starts several: the others would write the same
+files."""
+
 NEEDS_CHECKPOINT = ("validate", "test", "predict", "export", "select-gamma")
 
 EXPECTED_WARNINGS = (
@@ -167,6 +172,8 @@ class MipLightningCLI(LightningCLI):
             )
         if options.ckpt_path is not None:
             _check_checkpoint(Path(options.ckpt_path))
+        if self.config.subcommand in ON_ONE_RANK and getattr(rank_zero_only, "rank", 0) != 0:
+            sys.exit()
         if options.checkpoint.save_top_k not in (0, 1) and options.checkpoint.filename == BEST:
             raise UsageError(
                 f"checkpoint.save_top_k={options.checkpoint.save_top_k}: give names that tell the"

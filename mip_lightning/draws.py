@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -11,6 +12,16 @@ from mip_lightning.errors import UsageError
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What the primary is called with: one tensor, positional or keyword arguments."""
+
+
+def written(gamma: Float[Tensor, " D"], between: str = "_") -> str:
+    """A gamma as names of files and titles tell it: ``0.3``, or ``0.3_0.5``.
+
+    Args:
+        gamma: One draw.
+        between: What stands between its dimensions.
+    """
+    return between.join(f"{value:.6g}" for value in gamma.tolist())
 
 
 def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -29,14 +29,24 @@ def random_like(inputs: Inputs) -> Inputs:
     return random
 
 
+def _several(inputs: Inputs) -> Inputs:
+    """At least two samples: of one, ``torch.export`` takes it that there never are more."""
+    if any(len(tensor) != 1 for tensor in tensors_in([inputs]) if tensor.ndim):
+        return inputs
+    doubled: Inputs = apply_to_collection(
+        inputs, Tensor, lambda t: torch.cat([t, t]) if t.ndim else t
+    )
+    return doubled
+
+
 @torch.no_grad()
 def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Format) -> None:
     """Write a network in evaluation mode, read it back, and keep it if the outputs are the same.
 
     Args:
         network: An ordinary network.
-        inputs: What it takes, at least 2 samples; compared on random numbers of this shape. The
-            number of samples stays free where the network allows.
+        inputs: What it takes; compared on random numbers of this shape. The number of samples
+            stays free where the network allows.
         path: The file; one that is there is not overwritten.
         format: ``state_dict`` (``torch.save``), ``torch_export`` (``torch.export``) or ``onnx``,
             which needs the packages of ``pip install 'mip-lightning[export]'``.
@@ -55,7 +65,7 @@ def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Forma
                     " 'mip-lightning[export]'"
                 )
     network = copy.deepcopy(network).eval()
-    random = random_like(inputs)
+    random = random_like(_several(inputs))
     args, kwargs = as_arguments(random)
     expected = list(tensors_in([network(*args, **kwargs)]))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -330,8 +330,8 @@ class HyperLightningModule(LightningModule, ABC):
         """Take up the streams of random numbers; refuse the checkpoint of another model.
 
         On one rank a run that is resumed at the end of an epoch so goes on with the batches,
-        augmentations and dropout (on a CPU) of the undisturbed one. On several, each has a stream
-        of its own, and the checkpoint that of one.
+        augmentations and dropout (on a CPU) of the undisturbed one, unless other processes load
+        them. On several, each has a stream of its own, and the checkpoint that of one.
 
         Raises:
             UsageError: If names or shapes of the checkpoint's tensors differ from this model's, or
@@ -404,7 +404,7 @@ class HyperLightningModule(LightningModule, ABC):
     def gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
         """The mean of gamma; of a joint prior, the mean of each hyperparameter."""
         prior = self.model.prior
-        if not isinstance(prior, Joint):
+        if not isinstance(prior.drawn_from, Joint):
             return {"gamma": gamma.mean()}
         return {f"gamma/{n}": v for n, v in zip(prior.names, gamma.mean(dim=0), strict=True)}
 

@@ -63,9 +63,10 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
         resumes = origin is not None and origin.resolve() == folder.resolve()
         goes_on = subcommand == "fit" and (resumes or requeued)
         if latest_config(folder) is not None and not goes_on:
+            last = folder / CHECKPOINTS / "last.ckpt"
+            way_on = f", or go on with that run by fit --ckpt_path {last}" if last.exists() else ""
             raise UsageError(
-                f"run_dir={run_dir!r} holds a run already: name another folder, or go on with that"
-                f" run by fit --ckpt_path {folder / CHECKPOINTS / 'last.ckpt'}"
+                f"run_dir={run_dir!r} holds a run already: name another folder{way_on}"
             )
         folder.mkdir(parents=True, exist_ok=True)
     elif subcommand != "fit" and origin is not None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mip_lightning import recalibration
-from mip_lightning.draws import Inputs, as_arguments, tensors_in
+from mip_lightning.draws import Inputs, as_arguments, tensors_in, written
 from mip_lightning.errors import UsageError
 from mip_lightning.export import (
     SUFFIXES,
@@ -188,21 +188,21 @@ class HyperTrainer(Trainer):
         datamodule.setup("fit")
         files = []
         for number, draw in enumerate(requested.distinct):
-            written = ", ".join(f"{value:.6g}" for value in draw.tolist())
+            value = written(draw, ", ")
             network = self._network_at(model, datamodule, draw, recalibrate)
-            at = f"_gamma_{written}" if len(draw) == 1 else f"_{number}" if number else ""
+            at = f"_gamma_{value}" if len(draw) == 1 else f"_{number}" if number else ""
             name = f"{type(network).__name__}{at}{SUFFIXES[format]}"
             file = Path(self.default_root_dir) / (path or name)
             export_network(network, next(_inputs(model, datamodule, draw[None])), file, format)
             files.append(file)
             names = ", ".join(requested.names_at(draw))
             rank_zero_info(
-                f"The network at gamma = {written}{f' ({names})' if names else ''}: {file}"
+                f"The network at gamma = {value}{f' ({names})' if names else ''}: {file}"
             )
             if format == "state_dict" and model.model.asks_for_gamma:
                 rank_zero_info(
                     f"The file holds weights, not gamma: call {type(network).__name__} with"
-                    f" gamma={written}"
+                    f" gamma={value}"
                 )
         return files
 

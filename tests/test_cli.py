@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from lightning.pytorch.utilities import rank_zero_only
 
 from mip_lightning.cli import main
 from mip_lightning.networks import MultilayerPerceptron
@@ -311,6 +312,7 @@ def test_the_version_is_that_of_the_package(capsys):
         (["--data", "MNIST", "--data.data_dir", str(CONF)], "no MNIST/raw"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path='nowhere.ckpt': there is no such file"),
         (["--checkpoint.save_top_k", "3"], "checkpoint.save_top_k=3"),
+        (["--checkpoint.save_top_k=-1"], "checkpoint.save_top_k=-1"),
         (["--model.hypernetwork.activation", "Threshold"], "needs arguments"),
     ],
 )
@@ -350,6 +352,34 @@ def test_a_folder_that_holds_a_run_is_not_taken_again(checkpoint, capsys):
 def test_predictions_of_an_unknown_kind_are_refused_before_they_are_made(checkpoint, capsys):
     line = refused(capsys, "predict", "--ckpt_path", checkpoint, "--predictions.path", "p.xls")
     assert "path='p.xls'" in line
+
+
+def test_a_file_of_predictions_that_is_there_is_not_overwritten(checkpoint, capsys):
+    Path("mine.csv").write_text("mine")
+    path = str(Path("mine.csv").resolve())
+    line = refused(capsys, "predict", "--ckpt_path", checkpoint, "--predictions.path", path)
+    assert "is there already" in line
+    assert Path("mine.csv").read_text() == "mine"
+
+
+def test_a_validation_by_itself_draws_its_curves(checkpoint):
+    run("validate", "--ckpt_path", checkpoint)
+    assert "val_gamma_curve.png" in files("runs/quick/version_0/validate")
+
+
+@pytest.mark.parametrize(
+    "command", [["select-gamma"], ["export", "--gamma", "0.3"]], ids=["select-gamma", "export"]
+)
+def test_of_several_processes_one_runs_a_command_that_has_no_ranks(
+    command, checkpoint, monkeypatch
+):
+    before = files("runs/quick/version_0")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with pytest.raises(SystemExit) as exit_info:
+        run(*command, "--ckpt_path", checkpoint)
+    assert exit_info.value.code is None  # success
+    assert files(".") == {"runs"}
+    assert files("runs/quick/version_0") == before
 
 
 def test_several_named_hyperparameters_and_a_choice_of_tensors_are_given_in_yaml():

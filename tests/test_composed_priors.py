@@ -7,11 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
 from mip_lightning import (
     Categorical,
     ComplementEncoding,
     EndPointOversampling,
+    HyperLightningModule,
     HyperModel,
     HypernetworkConfig,
     IdentityEncoding,
@@ -163,12 +165,41 @@ def test_a_wrong_gamma_is_refused_by_its_name(gamma, says):
         (lambda: SquareRootUniform(-1, 1), "low=-1"),
         (lambda: EndPointOversampling(Uniform(), 1.5), "probability=1.5"),
         (lambda: Stratified(EndPointOversampling(Uniform())), "wraps no other"),
+        (lambda: Stratified(Joint({"a": EndPointOversampling(Uniform())})), "wraps no other"),
         (lambda: Values([1, 2]).check(1.5), "outside the values 1, 2"),
     ],
 )
 def test_an_impossible_prior_is_refused(make, says):
     with pytest.raises(UsageError, match=says):
         make()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Uniform(0, 2), Uniform(0.0, 2.0)),
+        (Normal(1, 2), Normal(1.0, 2.0)),
+        (Categorical(["a", "b"]), Categorical(("a", "b"))),
+        (Values([1, 2]), Values((2.0, 1.0))),
+    ],
+)
+def test_equal_priors_are_called_the_same(one, other):
+    assert one == other
+    assert str(one) == str(other)  # by which a checkpoint knows its own
+    assert hash(one) == hash(other)
+
+
+def test_named_hyperparameters_are_logged_by_name_however_they_are_drawn():
+    class Task(HyperLightningModule):
+        def loss(self, batch, gamma):
+            return batch.mean()
+
+    task = Task(nn.Linear(2, 2), Stratified(Joint({"a": Uniform(0, 2), "b": Uniform(0, 4)})))
+    logged = task.gamma_by_name(torch.tensor([[1.0, 2.0], [1.5, 3.0]]))
+    assert {name: value.item() for name, value in logged.items()} == {
+        "gamma/a": 1.25,
+        "gamma/b": 2.5,
+    }
 
 
 def test_categories_are_encoded_by_learned_vectors_of_norm_one():

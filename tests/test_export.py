@@ -41,12 +41,13 @@ def read(path, format):
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+@pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("format", SUFFIXES)
-def test_an_exported_network_computes_the_same_for_any_number_of_samples(tmp_path, format):
+def test_an_exported_network_computes_the_same_for_any_number_of_samples(tmp_path, format, samples):
     config = HypernetworkConfig([4, 8])
     model = HyperModel(convolutional(), Uniform(), hypernetwork=config).eval()
     path = tmp_path / f"network{SUFFIXES[format]}"
-    export_network(model.materialize(0.3), torch.rand(2, 1, 9, 9), path, format)
+    export_network(model.materialize(0.3), torch.rand(samples, 1, 9, 9), path, format)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     function = read(path, format)
     for size in (2, 5):

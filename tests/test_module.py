@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_prior_or_trunk_is_refused():
         return Denoising.load_from_checkpoint("task.ckpt", **{**plain, **arguments})
 
     load(prior=Uniform(0, 1, clamp=True))  # how a gamma is checked is no part of the weights
-    with pytest.raises(UsageError, match=r"prior is Uniform\(low=0, high=1.*high=2"):
+    with pytest.raises(UsageError, match=r"prior is Uniform\(low=0.0, high=1.*high=2"):
         load(prior=Uniform(0, 2))
     with pytest.raises(UsageError, match=r"trunk is .*LeakyReLU.*Tanh"):
         load(hypernetwork=HypernetworkConfig(activation="Tanh"))

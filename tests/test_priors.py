@@ -103,7 +103,7 @@ def test_a_gamma_outside_is_clamped_if_asked_for():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Uniform(1, 1), "low=1, high=1"),
+        (lambda: Uniform(1, 1), "low=1.0, high=1.0"),
         (lambda: Uniform(0, math.inf), "finite"),
         (lambda: LogUniform(0, 1), "low=0"),
         (lambda: LogUniform(2, 1), "low=2"),

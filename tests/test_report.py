@@ -137,6 +137,10 @@ def test_the_convergence_of_replicas_is_their_mean_and_standard_deviation(tmp_pa
         "| mip | 2 | 0.700 (0.141) | 0.800 (0.141) |",
         "| default | 1 | 0.300 (0.000) | 0.400 (0.000) |",
     ]
+    nowhere = subprocess.run([*command, "none"], capture_output=True, text=True, timeout=100)
+    assert nowhere.stderr.splitlines() == [
+        "mip_lightning.report.figures: error: none is no folder of a run: it lacks config.yaml"
+    ]
     other = write_validations(tmp_path / "d", "mip", {10: [0.1], 30: [0.2]})
     done = subprocess.run([*command, *runs, other], capture_output=True, text=True, timeout=100)
     assert "was validated at other steps" in done.stderr

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperLightningModule, Uniform, UsageError
 from mip_lightning.minibatch import DrawnGamma
-from mip_lightning.networks import ScaleSpaceResNet, ScaleSpaceUNet
+from mip_lightning.networks import ConstantWidthUNet, ScaleSpaceResNet, ScaleSpaceUNet
 from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.tasks import Classification, CrossEntropyThenSoftDice, Segmentation
 from mip_lightning.tasks.dice import LabelDice
@@ -265,3 +265,18 @@ def test_volumes_and_figures_are_of_each_gamma(size):
     starts = [(length - 5) // 2 for length in size]
     box = (1, *(slice(start, start + 5) for start in starts))
     assert torch.equal(volumes[3].values, whole[box].to(torch.uint8))
+
+
+def test_predictions_and_figures_tell_each_dimension_of_gamma():
+    prior = Uniform(0, 1, dim=2)
+    task = Segmentation(ConstantWidthUNet(1, 3, features=4, levels=2), prior).eval()
+    task.requested = RequestedGamma(prior, [[0.25, 0.5], [0.25, 0.75]])
+    batch = {**labelled(), "name": ["a", "b"]}
+    with torch.no_grad():
+        volumes = task.predict_step(batch, 0)
+        figure = task.draw_examples(batch, prior.grid(2))["segmentation"]
+    assert [volume.name for volume in volumes[:2]] == [
+        "a/gamma_0.25_0.5_labels",
+        "a/gamma_0.25_0.75_labels",
+    ]
+    assert "0, " in figure.axes[2].get_title()

@@ -66,7 +66,8 @@ class GammaCurve(Callback):
         if isinstance(pl_module, HyperLightningModule):
             self._write(trainer, pl_module, pl_module.validation_sweep.grid, "val")
             self._curves = pl_module.curves
-            if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            is_fit = trainer.state.fn == TrainerFn.FITTING
+            if not is_fit or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 self._draw_validation(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,9 +42,15 @@ class PredictionWriter(BasePredictionWriter):
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
+        """Learn the run's folder, on all ranks.
+
+        Raises:
+            UsageError: If the file is there already.
+        """
         super().setup(trainer, pl_module, stage)
         self._folder = run_folder(trainer)
+        if (self._folder / self.path).exists():
+            raise UsageError(f"path={str(self.path)!r} is there already: name another file")
 
     def write_on_epoch_end(
         self,

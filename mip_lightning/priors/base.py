@@ -13,7 +13,9 @@ from mip_lightning.errors import UsageError
 GRID_SEED = 0
 """Seed of the fixed permutations that spread a grid over more than one dimension."""
 
-Gamma: TypeAlias = Tensor | float | str | Sequence[float] | Mapping[str, "Gamma"]
+Gamma: TypeAlias = (
+    Tensor | float | str | Sequence[float] | Sequence[Sequence[float]] | Mapping[str, "Gamma"]
+)
 """A gamma as a user gives it: a number where D = 1, ``(D,)`` for one draw, ``(K, D)`` for K; the
 name of a category; or, of a ``Joint`` prior, a value for each name."""
 
@@ -35,6 +37,11 @@ class Prior(ABC):
     def parts(self) -> "tuple[Prior, ...]":
         """The independent priors of which this one is made, in the order of the dimensions."""
         return (self,)
+
+    @property
+    def drawn_from(self) -> "Prior":
+        """The prior whose quantiles these are, without what changes only how it is drawn from."""
+        return self
 
     @abstractmethod
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:

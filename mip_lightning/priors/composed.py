@@ -139,6 +139,11 @@ class _Around(Prior):
         return self.prior.dim
 
     @property
+    def drawn_from(self) -> Prior:
+        """The prior inside."""
+        return self.prior.drawn_from
+
+    @property
     def parts(self) -> tuple[Prior, ...]:
         """Those of the prior inside."""
         return self.prior.parts
@@ -235,7 +240,8 @@ class Stratified(_Around):
     """
 
     def __post_init__(self) -> None:
-        if isinstance(self.prior, _Around):
+        own = self.prior.priors.values() if isinstance(self.prior, Joint) else [self.prior]
+        if any(isinstance(prior, _Around) for prior in own):
             raise UsageError(f"prior={self.prior}: Stratified takes a prior that wraps no other")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:

@@ -23,6 +23,7 @@ class Bounded(Prior):
 
     def __post_init__(self) -> None:
         _check_dim(self, self.dim)
+        _as_floats(self, "low", "high")
         if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
             raise UsageError(
                 f"low={self.low}, high={self.high}: {type(self).__name__} needs finite bounds"
@@ -234,6 +235,7 @@ class Normal(Prior):
 
     def __post_init__(self) -> None:
         _check_dim(self, self.dim)
+        _as_floats(self, "mean", "std")
         if not (math.isfinite(self.mean) and math.isfinite(self.std)) or self.std <= 0:
             raise UsageError(
                 f"mean={self.mean}, std={self.std}: Normal needs finite values with std > 0"
@@ -255,6 +257,12 @@ class Normal(Prior):
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
         """The middles of ``n`` equally probable parts: there are no end points."""
         return middles(n)
+
+
+def _as_floats(prior: Prior, *names: str) -> None:
+    """Make ``Uniform(0, 1)`` be ``Uniform(0.0, 1.0)``, as checkpoints and messages name it."""
+    for name in names:
+        object.__setattr__(prior, name, float(getattr(prior, name)))
 
 
 def _check_dim(prior: Prior, dim: int) -> None:

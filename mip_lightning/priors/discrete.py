@@ -51,6 +51,7 @@ class Categorical(_Finite):
     categories: Sequence[str]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "categories", tuple(self.categories))
         if len(self.categories) < 2 or len(set(self.categories)) < len(self.categories):
             raise UsageError(
                 f"categories={list(self.categories)}: give at least 2 names, each once"

@@ -218,7 +218,10 @@ def _gamma_label(rows: Sequence[Row]) -> str:
 
 def _name(run: Path) -> str:
     """What the run is called in a figure: its formulation."""
-    with (run / "config.yaml").open() as file:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run} is no folder of a run: it lacks config.yaml")
+    with path.open() as file:
         config = yaml.safe_load(file)
     return f"{config['model']['init_args']['formulation']}"
 

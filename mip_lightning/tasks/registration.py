@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from mip_lightning.draws import written
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
@@ -252,7 +253,7 @@ class Registration(HyperLightningModule):
         for index, name in enumerate(names):
             pair: Any = {key: _one(values, index) for key, values in batch.items()}
             for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
-                volumes += self._volumes(pair, drawn, f"{name}/gamma_{float(drawn.gamma):.6g}")
+                volumes += self._volumes(pair, drawn, f"{name}/gamma_{written(drawn.gamma[0])}")
         return volumes
 
     def _volumes(self, pair: Pair, drawn: DrawnGamma, stem: str) -> list[Volume]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from mip_lightning.draws import written
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
@@ -180,7 +181,7 @@ class Segmentation(HyperLightningModule):
             affine = one["affine"][0].cpu() if "affine" in one else torch.eye(4)
             for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
                 found = self._labels_at(one, drawn)[box].cpu()
-                stem = f"{name}/gamma_{float(drawn.gamma):.6g}"
+                stem = f"{name}/gamma_{written(drawn.gamma[0])}"
                 volumes.append(Volume(f"{stem}_labels", found, affine))
         return volumes
 
@@ -195,7 +196,7 @@ class Segmentation(HyperLightningModule):
             one["image"][0, 0].float().cpu(),
             one["labels"][0, 0].cpu(),
             found,
-            gammas[:, 0].tolist(),
+            [written(gamma, ", ") for gamma in gammas],
             self.label_names,
             one["affine"][0].cpu() if "affine" in one else None,
         )

@@ -21,7 +21,7 @@ def draw_segmentation(
     image: Float[Tensor, "*S"],
     labels: Integer[Tensor, "*S"],
     found: Integer[Tensor, "n *S"],
-    gammas: Sequence[float],
+    gammas: Sequence[str],
     names: Mapping[int, str],
     affine: Float[Tensor, "4 4"] | None,
 ) -> Figure:
@@ -33,7 +33,7 @@ def draw_segmentation(
         image: The image.
         labels: Its labels, 0 the background.
         found: The labels that were predicted.
-        gammas: The values of gamma.
+        gammas: The values of gamma, as titles tell them.
         names: Names of labels, told where they are few.
         affine: From voxels to millimetres, which tells where up is; by default along the last axis.
     """
@@ -50,7 +50,7 @@ def draw_segmentation(
     _show(panels[0], image, None, most, "image")
     _show(panels[1], image, labels, most, "true labels")
     for panel, gamma, map_ in zip(panels[2:], gammas, found, strict=True):
-        _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma:.3g}")
+        _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma}")
     if 0 < len(names) <= MAX_NAMES:
         colours = _colours(most)
         patches = [
