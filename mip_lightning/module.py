@@ -382,11 +382,14 @@ class HyperLightningModule(LightningModule, ABC):
     @contextmanager
     def without_logging(self) -> Iterator[None]:
         """While it lasts, what the task logs goes nowhere: it belongs to no step of the trainer."""
+        outer = vars(self).get("log")
         setattr(self, "log", lambda *args, **kwargs: None)  # noqa: B010  # mypy: a method stays one
         try:
             yield
         finally:
             delattr(self, "log")
+            if outer is not None:
+                setattr(self, "log", outer)  # noqa: B010
 
     @contextmanager
     def _draws(self, drawn: DrawnGamma) -> Iterator[DrawnGamma]:

@@ -49,7 +49,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         super().setup(trainer, pl_module, stage)
         self._folder = run_folder(trainer)
-        if (self._folder / self.path).exists():
+        if stage == "predict" and (self._folder / self.path).exists():
             raise UsageError(f"path={str(self.path)!r} is there already: name another file")
 
     def write_on_epoch_end(
