@@ -140,3 +140,13 @@ def test_predictions_do_not_depend_on_the_seed_of_the_run():
 def test_a_value_out_of_range_is_refused(name, value):
     with pytest.raises(UsageError, match=f"{name}={value}"):
         make(**{name: value})
+
+
+def test_an_ensemble_that_was_broken_off_is_forgotten():
+    task = make(test_grid_size=2)
+    (before,) = trainer().test(task, loader(), verbose=False)
+    images, labels = next(iter(loader()))
+    with torch.inference_mode():  # as in the trainer
+        task.test_step([images, (labels + 1) % 3], 0)
+    (after,) = trainer().test(task, loader(), verbose=False)
+    assert after == pytest.approx(before)

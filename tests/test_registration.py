@@ -11,6 +11,7 @@ from monai.losses import (
     LocalNormalizedCrossCorrelationLoss,
 )
 from monai.networks.nets import BasicUNet, VoxelMorphUNet
+from test_module import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +35,7 @@ from mip_lightning.tasks import (
     StationaryVelocity,
     TotalVariationPenalty,
 )
+from mip_lightning.tasks.registration_metrics import MeanDice
 from mip_lightning.warping import warped
 
 
@@ -287,6 +289,15 @@ def test_a_displacement_leads_from_voxels_of_the_fixed_image_to_voxels_of_the_mo
         image, _, displacement = task.predict_step(batch, 0)
     x = (image.values == 1.0).nonzero()[0]
     assert (x + displacement.values[tuple(x)]).tolist() == [2.0, 3.0]
+
+
+def test_dice_before_registration_is_that_of_one_evaluation_alone():
+    task, batch = make(validation_grid_size=2).eval(), pair((8, 12))
+    task.dice_before.update(torch.zeros(1, 2, 8, 12), pair((8, 12)))  # one that was broken off
+    trainer().validate(task, DataLoader([batch], None), verbose=False)
+    alone = MeanDice()
+    alone.update(torch.zeros(1, 2, 8, 12), batch)
+    assert task.references["dice"][1] == pytest.approx(alone.compute().item())
 
 
 FROM_PYTHON = """

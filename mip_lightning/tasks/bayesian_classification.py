@@ -153,7 +153,6 @@ class BayesianClassification(HyperLightningModule):
         super().on_test_epoch_end()
         for name, metric in self._ensemble_metrics.items():
             self.log(f"test_{name}_ensemble", metric.compute(), sync_dist=True)
-            metric.reset()
 
     def predict_step(
         self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
