@@ -9,6 +9,7 @@ from monai.apps import DecathlonDataset, download_and_extract
 from monai.transforms import ScaleIntensityRangePercentiles
 from monai.utils import convert_to_tensor
 
+from mip_lightning.data.hidden_files import is_hidden, visible
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
 
@@ -22,8 +23,8 @@ PERCENTILES = (0.5, 99.5)
 class Decathlon(SubjectSource):
     """The labelled volumes of one task, each of another person, its intensities brought to [0, 1].
 
-    ``data_dir/<task>/dataset.json`` lists them. A folder that is there is only read. Where it
-    is missing or empty, MONAI downloads the task to it.
+    ``data_dir/<task>/dataset.json`` lists them; hidden files (``._x.nii.gz``) in it are left out. A
+    folder that is there is only read. Where it is missing or empty, MONAI downloads the task to it.
 
     Source: Antonelli et al., "The Medical Segmentation Decathlon", 2022.
 
@@ -58,7 +59,7 @@ class Decathlon(SubjectSource):
         if self.data_dir.exists() and not self.data_dir.is_dir():
             raise UsageError(f"data_dir={str(self.data_dir)!r} is no folder")
         archive = f"{self.task}.tar"
-        if self.data_dir.exists() and any(p.name != archive for p in self.data_dir.iterdir()):
+        if self.data_dir.exists() and any(p.name != archive for p in visible(self.data_dir)):
             return
         try:
             download_and_extract(
@@ -78,7 +79,10 @@ class Decathlon(SubjectSource):
         folder = self.data_dir / self.task
         listing = self._listing(folder / "dataset.json")
         subjects = []
-        for entry in listing["training"][: self.num_subjects]:
+        entries = [
+            entry for entry in listing["training"] if not is_hidden(Path(entry["image"]).name)
+        ]
+        for entry in entries[: self.num_subjects]:
             name = Path(entry["image"]).name.removesuffix(".gz").removesuffix(".nii")
             subject = read_subject(folder / entry["image"], folder / entry["label"], name, name)
             subjects.append(_scaled(subject))

@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 
+from mip_lightning.data.hidden_files import is_empty
 from mip_lightning.data.photographs import LabelledFiles, Photographs
 from mip_lightning.errors import UsageError
 
@@ -68,7 +69,7 @@ class Flowers102(Photographs):
 
     def prepare_data(self) -> None:
         """Download where nothing is there, on one process of each node."""
-        if not self.data_dir.exists() or not any(self.data_dir.iterdir()):
+        if is_empty(self.data_dir):
             self._open("train", download=True)
         elif not (self.data_dir / FOLDER).is_dir():
             raise UsageError(

@@ -3,17 +3,39 @@
 from pathlib import Path
 
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from mip_lightning.data.hidden_files import is_hidden
 from mip_lightning.data.photographs import LabelledFiles, Photographs, split_by_class
 from mip_lightning.errors import UsageError
+
+
+class _VisibleFolders(datasets.ImageFolder):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's list of images, without hidden folders and files."""
+
+    def __init__(self, folder: Path) -> None:
+        def is_valid_file(path: str) -> bool:
+            below = Path(path).relative_to(folder).parts
+            return path.lower().endswith(IMG_EXTENSIONS) and not any(map(is_hidden, below))
+
+        super().__init__(str(folder), is_valid_file=is_valid_file)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        found, _ = super().find_classes(directory)
+        classes = [name for name in found if not is_hidden(name)]
+        if not classes:
+            raise FileNotFoundError(f"{directory} holds hidden folders alone")
+        return classes, {name: number for number, name in enumerate(classes)}
 
 
 class ImageFolders(Photographs):
     """A folder of images for each class, augmented as the paper's photographs.
 
     ``data_dir/<class>/*.jpg``, or another format of torchvision's ``IMG_EXTENSIONS``; classes are
-    numbered by the alphabet of their names. A share of each class is for test; of a class with one
-    image, none.
+    numbered by the alphabet of their names. Hidden folders and files are left out, and those of
+    operating systems (``.ipynb_checkpoints``, ``__MACOSX``, ``@eaDir``, ``._1.jpg``). A share of
+    each class is for test; of a class with one image, none. Images lie as they are displayed, on
+    white where they are transparent; gray of up to 16 bits is scaled by its range.
 
     Args:
         data_dir: The folder of the classes' folders.
@@ -64,12 +86,12 @@ class ImageFolders(Photographs):
     def load(self) -> tuple[LabelledFiles, LabelledFiles]:
         """List the files, and split off the test images."""
         try:
-            found = datasets.ImageFolder(str(self.data_dir))
+            found = _VisibleFolders(self.data_dir)
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
                 f"data_dir={str(self.data_dir)!r} is no folder of one folder of images for each"
-                f" class ({reason})"
+                f" class ({reason}); images end in {', '.join(IMG_EXTENSIONS)}"
             ) from error
         self.label_names = dict(enumerate(found.classes))
         files = LabelledFiles(

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.utils.data import TensorDataset
 from torchvision import datasets
 
+from mip_lightning.data.hidden_files import is_empty
 from mip_lightning.data.in_memory import InMemoryClassification
 from mip_lightning.errors import UsageError
 
@@ -57,7 +58,7 @@ class MNIST(InMemoryClassification):
 
     def prepare_data(self) -> None:
         """Download where nothing is there, on one process of each node."""
-        if _is_empty(self.data_dir):
+        if is_empty(self.data_dir):
             self._open(self.data_dir, download=True)
         elif not (self.data_dir / "MNIST" / "raw").is_dir():
             raise UsageError(
@@ -96,10 +97,6 @@ class MNIST(InMemoryClassification):
                 f" ({reason}); name a folder with the four files of MNIST in MNIST/raw"
             ) from error
         return _tensors(train), _tensors(test)
-
-
-def _is_empty(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _tensors(dataset: datasets.MNIST) -> TensorDataset:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from mip_lightning.data.image_files import read_image
 from mip_lightning.data.parts_in_memory import Part, PartsInMemory
 from mip_lightning.errors import UsageError
 
@@ -62,6 +62,10 @@ class Photographs(PartsInMemory):
     Evaluation takes the square in the middle. Values are in [0, 1]. A larger image than a crop can
     make use of is kept smaller: with a shorter side of ``2 * image_size``. Predictions are made
     for the test images. A subclass overrides ``load``.
+
+    Photographs lie as they are displayed: turned and mirrored as their EXIF orientation says, and
+    on white where they are transparent. Gray of 9 to 16 bits is scaled by its own range, so that
+    its largest possible value is white; gray of 32 bits has no such range and is refused.
 
     Source: paper, Section A.1.
 
@@ -148,7 +152,7 @@ class Photographs(PartsInMemory):
             transient=True,
             disable=not self._shows_progress,
         )
-        return _Photographs([keep(_read(path)) for path in paths], files.labels, change)
+        return _Photographs([keep(read_image(path)) for path in paths], files.labels, change)
 
     @property
     def _shows_progress(self) -> bool:
@@ -227,12 +231,3 @@ def _at_most(image: Tensor, side: int) -> Tensor:
         return image
     smaller: Tensor = v2.functional.resize(image, [side], antialias=True)
     return smaller
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            image: Tensor = v2.functional.pil_to_tensor(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"{path} cannot be read as an image ({error})") from error
-    return image

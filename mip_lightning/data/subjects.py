@@ -2,6 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,13 @@ class Subject:
     """One image with its labels.
 
     Attributes:
-        name: Its name, of which files are named.
+        name: Its name, of which files are named: no other subject of the source has it.
         person: Whose image it is: a person's images stay in one part of a split.
         position: Where a slice was taken: only images of one position are paired.
         image: Intensities, about [0, 1], shape ``(1, *S)``.
         labels: A label for each voxel, 0 the background, shape ``(1, *S)``.
-        affine: From voxels to millimetres, shape ``(4, 4)``.
+        affine: From voxels to millimetres, shape ``(4, 4)``; its axes point as those of the
+            source's other images do.
     """
 
     name: str
@@ -149,17 +151,19 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_alike(subjects: Sequence[Subject], where: str) -> None:
-    """Refuse 2D and 3D images in one data set; warn where voxels differ in size.
+    """Refuse what cannot be compared or told apart; warn where voxels differ in size.
 
     Args:
         subjects: The images.
         where: Where they come from, for the message.
 
     Raises:
-        UsageError: If there is none, or some have another number of dimensions.
+        UsageError: If there is none, a name is repeated or cannot be one of a folder, or some have
+            another number of dimensions or another orientation.
     """
     if not subjects:
         raise UsageError(f"{where} holds no subject")
+    _check_names([subject.name for subject in subjects], where)
     first = subjects[0]
     for subject in subjects:
         if subject.image.ndim != first.image.ndim:
@@ -167,6 +171,7 @@ def check_alike(subjects: Sequence[Subject], where: str) -> None:
                 f"{where} mixes 2D and 3D: {first.name} has shape {tuple(first.image.shape[1:])},"
                 f" {subject.name} {tuple(subject.image.shape[1:])}"
             )
+    _check_orientations(subjects, where)
     sizes = [subject.affine[:3, :3].norm(dim=0) for subject in subjects]
     for subject, size in zip(subjects, sizes, strict=True):
         if not torch.allclose(size, sizes[0], rtol=0.01):
@@ -176,6 +181,49 @@ def check_alike(subjects: Sequence[Subject], where: str) -> None:
                 " the images where that matters"
             )
             break
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Refuse names under which predictions cannot be kept apart."""
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UsageError(
+                f"{where} has a subject of the name {name!r}, which no folder of predictions can"
+                " have: give it another"
+            )
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UsageError(
+            f"{where} has {count} subjects of the name {name!r}, and one would be taken for the"
+            " other: give each a name of its own, e.g. rename the files"
+        )
+
+
+def _check_orientations(subjects: Sequence[Subject], where: str) -> None:
+    """Refuse images whose axes point in different directions: they are compared as they lie."""
+    first, *others = subjects
+    expected = _orientation(first, where)
+    for other in others:
+        found = _orientation(other, where)
+        # Where an affine has no length along an axis, it tells nothing of it.
+        if any(a != b and "?" not in (a, b) for a, b in zip(expected, found, strict=True)):
+            way = "as_closest_canonical" if len(found) == 3 else "as_reoriented"
+            raise UsageError(
+                f"{where} mixes orientations: {first.name} lies as {expected!r}, {other.name} as"
+                f" {found!r}, and voxels are compared as they lie: bring all images to one, e.g."
+                f" with nibabel's {way}"
+            )
+
+
+def _orientation(subject: Subject, where: str) -> str:
+    """Where the image's axes point, as ``RAS`` (right, anterior, superior); ``?`` if unknown."""
+    if not subject.affine.isfinite().all():
+        raise UsageError(
+            f"{where}: the affine of {subject.name} holds NaN or infinity, so that its orientation"
+            " is not known: mend it"
+        )
+    codes = nibabel.aff2axcodes(subject.affine.double().numpy())
+    return "".join(code or "?" for code in codes[: subject.image.ndim - 1])
 
 
 def _millimetres(size: Float[Tensor, "3"]) -> str:
