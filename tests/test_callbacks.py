@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from mip_lightning import HyperModel, Joint, Normal, Uniform, UsageError
 from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
 from mip_lightning.callbacks.files import StepTable
+from mip_lightning.callbacks.label_curves import label_rows
 from mip_lightning.callbacks.weight_statistics import (
     along_axis,
     proportionality,
     weight_statistics,
 )
 from mip_lightning.networks import LeNet, MultilayerPerceptron
+from mip_lightning.sweep import Curve, GammaSweep
 from mip_lightning.tasks import BayesianClassification
 
 
@@ -219,6 +221,40 @@ def test_the_test_curve_holds_what_the_module_measured():
     assert [float(r["gamma"]) for r in recorded] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     expected = task.curves["accuracy"].values.tolist()
     assert [float(r["accuracy"]) for r in recorded] == pytest.approx(expected)
+
+
+NAN = float("nan")
+
+
+def test_the_best_gamma_of_each_metric_with_a_better_end_is_marked(monkeypatch):
+    curves = {
+        "loss": Curve(torch.tensor([3.0, 1.0, 2.0]), False),
+        "dice": Curve(torch.tensor([0.1, 0.5, 0.5]), True),
+        "volume": Curve(torch.tensor([1.0, 2.0, 3.0]), None),
+        "missing": Curve(torch.tensor([NAN, NAN, NAN]), True),
+        "error": Curve(torch.tensor([NAN, 0.2, 0.1]), False),
+    }
+    monkeypatch.setattr(GammaSweep, "compute", lambda sweep: curves)
+    task = make_task(test_grid_size=3)
+    trainer(callbacks=[GammaCurve()], default_root_dir="out").test(task, loader(), verbose=False)
+    recorded = rows("out/test_gamma_curve.csv")
+    marks = [f"{name}_is_best" for name in ("loss", "dice", "missing", "error")]
+    assert list(recorded[0]) == ["gamma", *curves, *marks]
+    assert [[row[mark] for row in recorded] for mark in marks] == [
+        ["0", "1", "0"],
+        ["0", "1", "0"],  # the first of two
+        ["0", "0", "0"],
+        ["0", "0", "1"],
+    ]
+    assert [row["volume"] for row in recorded] == ["1.0", "2.0", "3.0"]
+
+
+def test_a_label_whose_metric_is_nan_at_every_gamma_has_no_best():
+    curve = Curve(
+        torch.tensor([0.1, 0.2]), True, {1: torch.tensor([0.1, 0.2]), 2: torch.tensor([NAN, NAN])}
+    )
+    found = label_rows({}, ["gamma"], Uniform(0, 1).grid(2), "dice", curve)
+    assert [(row["label"], row["best"]) for row in found] == [(1, 0), (1, 1), (2, 0), (2, 0)]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".pt"])

@@ -1,5 +1,7 @@
 """GammaCurve: each evaluation metric against gamma."""
 
+import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from mip_lightning.errors import UsageError
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.sweep import Curve
 
+IS_BEST = "_is_best"
+"""What follows a metric's name in the name of the column that marks its best gamma."""
+
 
 class GammaCurve(Callback):
     """Writes each metric at each gamma of the grid, after every validation and test.
@@ -31,6 +36,11 @@ class GammaCurve(Callback):
     and at the end of training) and ``test_gamma_curve.png`` go to TensorBoard too. They are in the
     run's folder. Of a metric that is known for each label, ``test_<metric>_by_label.csv`` and
     ``.png`` tell the same. Modules that are no HyperLightningModule are left alone.
+
+    The columns are ``step`` and ``epoch`` (in ``fit`` only), the dimensions of gamma, the metrics,
+    and ``<metric>_is_best`` for each metric that has a better end, as the loss has the lower one:
+    1 at the best gamma of this validation or test (the first, if several are best), 0 elsewhere.
+    Where a metric is NaN at every gamma, none is best.
 
     Args:
         every_n_epochs: Draw the validation curves at each N-th epoch.
@@ -125,21 +135,27 @@ class GammaCurve(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             when = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
         if self._table is None:
+            marks = [f"{n}{IS_BEST}" for n, c in curves.items() if c.higher_is_better is not None]
             self._table = StepTable(
                 self._folder / f"{stage}_gamma_curve.csv",
-                [*when, *dimensions, *curves],
+                [*when, *dimensions, *curves, *marks],
                 self._resumed_at,
             )
-        metrics = zip(*(curve.values.tolist() for curve in curves.values()), strict=True)
+        metrics = zip(*(_with_mark(name, curve) for name, curve in curves.items()), strict=True)
         self._table.append(
-            {
-                **when,
-                **dict(zip(dimensions, gamma, strict=True)),
-                **dict(zip(curves, values, strict=True)),
-            }
-            for gamma, values in zip(grid.tolist(), metrics, strict=True)
+            {**when, **dict(zip(dimensions, gamma, strict=True)), **ChainMap(*cells)}
+            for gamma, cells in zip(grid.tolist(), metrics, strict=True)
         )
         return self._table.path
+
+
+def _with_mark(name: str, curve: Curve) -> list[dict[str, float]]:
+    """A metric at each gamma and, if it has a better end, whether this gamma is its best."""
+    cells = [{name: value} for value in curve.values.tolist()]
+    if curve.higher_is_better is not None:
+        for index, cell in enumerate(cells):
+            cell[f"{name}{IS_BEST}"] = int(index == curve.best and not math.isnan(cell[name]))
+    return cells
 
 
 def draw_curves(

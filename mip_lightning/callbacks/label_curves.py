@@ -1,5 +1,6 @@
 """A metric of each label against gamma: its table and its figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,7 +37,7 @@ def label_rows(
             "name": names.get(label, str(label)),
             **dict(zip(gammas, gamma, strict=True)),
             metric: value,
-            "best": int(curve.best_by_label.get(label) == index),
+            "best": int(curve.best_by_label.get(label) == index and not math.isnan(value)),
         }
         for label, values in curve.by_label.items()
         for index, (gamma, value) in enumerate(zip(grid.tolist(), values.tolist(), strict=True))

@@ -20,7 +20,8 @@ def main() -> None:
         "--by",
         nargs="+",
         default=["model.init_args.formulation"],
-        help="keys of the configuration that tell rows apart; default: %(default)s",
+        help="keys of the configuration that tell rows apart; tests of one row may differ in their"
+        " seeds only; default: %(default)s",
     )
     args = parser.parse_args()
     try:

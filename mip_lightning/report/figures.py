@@ -5,23 +5,30 @@ They are the paper's Figures 1a (``scale``), 3a and 3b (``distributions``), 3c (
 """
 
 import argparse
-import csv
 import sys
+import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mip_lightning.errors import UsageError
+from mip_lightning.report.replicas import (
+    names_of_groups,
+    names_of_runs,
+    read_runs,
+    replicas,
+)
+from mip_lightning.report.validations import Row, read_rows, read_validations
 
-Row = dict[str, str]
+TITLE_WIDTH = 60
+"""Characters in a line of a panel's title."""
 
 
 def scale(runs: list[Path], out: Path) -> None:
@@ -32,18 +39,15 @@ def scale(runs: list[Path], out: Path) -> None:
         out: The PNG file.
     """
     figure, panels = _panels(len(runs), "Scale of the predicted weights against gamma")
-    for axes, run in zip(panels, runs, strict=True):
-        rows = [
-            row
-            for row in _rows(run / "predicted_weight_stats.csv", "PredictedWeightStats")
-            if row["tensor"] == "all" and row["line"] == "grid"
-        ]
+    tables = [read_rows(run / "predicted_weight_stats.csv", "PredictedWeightStats") for run in runs]
+    for axes, table, name in zip(panels, tables, _names(runs), strict=True):
+        rows = [row for row in table if row["tensor"] == "all" and row["line"] == "grid"]
         last = max(int(row["step"]) for row in rows)
         shown = ("0", str(last))
         for step, style, label in ((0, "o--", "initial"), (last, "s-", f"final (step {last})")):
             here = [row for row in rows if int(row["step"]) == step]
             axes.plot(*_gamma(here), [float(row["std"]) for row in here], style, label=label)
-        axes.set_title(_name(run))
+        axes.set_title(textwrap.fill(name, TITLE_WIDTH))
         axes.set_xlabel(_gamma_label(rows))
         axes.set_ylim(0, 1.1 * max(float(row["std"]) for row in rows if row["step"] in shown))
         axes.legend()
@@ -68,8 +72,8 @@ def distributions(
         step: The optimizer step.
     """
     figure, panels = _panels(len(runs), "")
-    for axes, run in zip(panels, runs, strict=True):
-        rows = _rows(run / "distributions.csv", "Distributions")
+    tables = [read_rows(run / "distributions.csv", "Distributions") for run in runs]
+    for axes, run, rows, name in zip(panels, runs, tables, _names(runs), strict=True):
         layers = list(dict.fromkeys(row["layer"] for row in rows))
         layer = layer or layers[len(layers) // 2]
         chosen = [
@@ -83,7 +87,7 @@ def distributions(
                 f" steps {', '.join(dict.fromkeys(row['step'] for row in rows))}"
             )
         _draw_densities(axes, chosen)
-        axes.set_title(_name(run))
+        axes.set_title(textwrap.fill(name, TITLE_WIDTH))
         axes.set_xlabel("weight" if of == "weights" else "activation")
         axes.legend(fontsize="small")
     panels[0].set_ylabel("density")
@@ -99,17 +103,14 @@ def gradients(runs: list[Path], out: Path) -> None:
         out: The PNG file.
     """
     figure, (axes,) = _panels(1, "Norm of the gradient with respect to the predicted weights")
-    for color, run in enumerate(runs):
-        rows = [
-            row
-            for row in _rows(run / "gradient_stats.csv", "GradientStats")
-            if row["part"] == "theta"
-        ]
+    tables = [read_rows(run / "gradient_stats.csv", "GradientStats") for run in runs]
+    for color, (table, name) in enumerate(zip(tables, _names(runs), strict=True)):
+        rows = [row for row in table if row["part"] == "theta"]
         epoch = [int(row["epoch"]) for row in rows]
         mean, std, low = (
-            np.array([float(row[name]) for row in rows]) for name in ("mean", "std", "minimum")
+            np.array([float(row[column]) for row in rows]) for column in ("mean", "std", "minimum")
         )
-        axes.plot(epoch, mean, ".-", color=f"C{color}", label=_name(run))
+        axes.plot(epoch, mean, ".-", color=f"C{color}", label=name)
         axes.fill_between(
             epoch, np.maximum(mean - std, low), mean + std, color=f"C{color}", alpha=0.2
         )
@@ -124,56 +125,45 @@ def gradients(runs: list[Path], out: Path) -> None:
 def convergence(runs: list[Path], out: Path, metric: str = "accuracy") -> None:
     """A validation metric against steps, mean and standard deviation over replicas; and a table.
 
-    Runs of one formulation are replicas of each other.
+    Runs whose configurations differ in nothing but the seed, and names, are replicas of each other.
+    Others have curves of their own, called by their formulation and by what tells them apart. What
+    is best is said by the column ``<metric>_is_best``; a metric without a better end has none.
 
     Args:
         runs: Folders of runs.
         out: The PNG file.
-        metric: A column of ``val_gamma_curve.csv`` of which large values are good.
+        metric: A column of ``val_gamma_curve.csv``.
     """
-    replicas: dict[str, list[Path]] = defaultdict(list)
-    for run in runs:
-        replicas[_name(run)].append(run)
-    figure, panels = _panels(2, f"Validation {metric.replace('_', ' ')} as training goes on")
+    groups = replicas(read_runs(runs, "run"))
+    names = names_of_groups(groups)
+    curves = [read_validations([run.folder for run in group], metric) for group in groups]
+    titles = ["averaged over the grid of gamma"]
+    if any(not isinstance(curve.at_best, str) for curve in curves):
+        titles.append("at the best gamma")
+    figure, panels = _panels(
+        len(titles), f"Validation {metric.replace('_', ' ')} as training goes on"
+    )
     lines = ["| formulation | replicas | over gamma | at the best gamma |", "|---|---|---|---|"]
-    for color, (name, folders) in enumerate(replicas.items()):
+    for color, (name, curve) in enumerate(zip(names, curves, strict=True)):
         cells = []
-        for axes, reduce, where in (
-            (panels[0], np.mean, "averaged over the grid of gamma"),
-            (panels[1], np.max, "at the best gamma"),
+        for axes, values in zip(
+            (panels[0], panels[-1]), (curve.over_gamma, curve.at_best), strict=True
         ):
-            steps, values = _validations(folders, metric, reduce)
-            mean, std = values.mean(axis=0), values.std(axis=0, ddof=1 if len(folders) > 1 else 0)
-            axes.plot(steps, mean, "o-", ms=3, color=f"C{color}", label=name)
-            axes.fill_between(steps, mean - std, mean + std, color=f"C{color}", alpha=0.2)
-            axes.set_title(where)
+            if isinstance(values, str):
+                cells.append(values)
+                continue
+            mean, std = values.mean(axis=0), values.std(axis=0, ddof=1 if len(values) > 1 else 0)
+            axes.plot(curve.steps, mean, "o-", ms=3, color=f"C{color}", label=name)
+            axes.fill_between(curve.steps, mean - std, mean + std, color=f"C{color}", alpha=0.2)
             cells.append(f"{mean[-1]:.3f} ({std[-1]:.3f})")
-        lines.append(f"| {name} | {len(folders)} | {' | '.join(cells)} |")
-    for axes in panels:
+        lines.append(f"| {name} | {len(curve.over_gamma)} | {' | '.join(cells)} |")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title)
         axes.set_xlabel("training steps")
         axes.set_ylabel(f"{metric.replace('_', ' ')}, mean ± standard deviation")
-        axes.legend()
+        axes.legend(fontsize="small")
     _save(figure, out)
     print("\n".join(lines))
-
-
-def _validations(
-    runs: Sequence[Path], metric: str, reduce: Callable[[list[float]], float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of the validations, and a row of values for each run."""
-    steps: list[int] = []
-    values: list[list[float]] = []
-    for run in runs:
-        curves: dict[int, list[float]] = defaultdict(list)
-        for row in _rows(run / "val_gamma_curve.csv", "GammaCurve"):
-            if metric not in row:
-                raise UsageError(f"metric={metric!r} is not in {run}: it has {', '.join(row)}")
-            curves[int(row["step"])].append(float(row[metric]))
-        if values and list(curves) != steps:
-            raise UsageError(f"{run} was validated at other steps than {runs[0]}: draw them apart")
-        steps = list(curves)
-        values.append([reduce(curve) for curve in curves.values()])
-    return np.array(steps), np.array(values)
 
 
 def _draw_densities(axes: Axes, rows: Sequence[Row]) -> None:
@@ -216,21 +206,9 @@ def _gamma_label(rows: Sequence[Row]) -> str:
     return f"hypernetwork input {names[0]}" if len(names) == 1 else "norm of the input"
 
 
-def _name(run: Path) -> str:
-    """What the run is called in a figure: its formulation."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UsageError(f"{run} is no folder of a run: it lacks config.yaml")
-    with path.open() as file:
-        config = yaml.safe_load(file)
-    return f"{config['model']['init_args']['formulation']}"
-
-
-def _rows(path: Path, callback: str) -> list[Row]:
-    if not path.is_file():
-        raise UsageError(f"{path} is not there: run with the callback {callback}")
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def _names(runs: Sequence[Path]) -> list[str]:
+    """What runs are called in a figure: their formulation, and what tells them apart."""
+    return names_of_runs(read_runs(runs, "run"))
 
 
 def _save(figure: Figure, out: Path) -> None:
