@@ -33,7 +33,7 @@ class ParameterLayout:
         """Views of ``flat``: name to ``(*shape)`` or, for K draws, ``(K, *shape)``."""
         parts = flat.split(self.sizes, dim=-1)
         return {
-            name: part.view(*flat.shape[:-1], *shape)
+            name: part.view(flat.shape[:-1] + shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 

@@ -1,18 +1,22 @@
 """A call of the primary network with predicted weights: of one gamma, or of K draws in a batch."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from lightning_utilities.core.apply_func import apply_to_collection
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.func import vmap
 
+from mip_lightning.batch_first import BatchFirstCheck
 from mip_lightning.draws import (
     Inputs,
     as_arguments,
-    draws_dimension,
+    holds_only_tensors,
     join_draws,
+    map_tensors,
     pick_draw,
     split_draws,
     tensors_in,
@@ -29,6 +33,7 @@ class PrimaryCall:
     """Calls the primary with the weights of one gamma, or of K draws.
 
     K draws go through ``vmap``, except for what ``vmap`` cannot do: then they are called in turn.
+    What cannot be known before (a primary that looks at values, say) is tried, once.
 
     Args:
         primary: The primary network.
@@ -48,6 +53,8 @@ class PrimaryCall:
         self._without_vmap = without_vmap
         self._reweighted = Reweighted(primary, list(layout.shapes))
         self._gamma_argument = GammaArgument(primary)
+        self._batch_first = BatchFirstCheck(primary)
+        self._vmap_fails = False  # until it has failed once
 
     @property
     def asks_for_gamma(self) -> bool:
@@ -69,12 +76,13 @@ class PrimaryCall:
             gamma: What theta was predicted at, for a primary that asks for it.
 
         Returns:
-            What the primary returns, for all B samples.
+            What the primary returns, for all B samples; see ``join_draws``.
 
         Raises:
             UsageError: If K does not divide the number of samples, each has a gamma of its own
-                and a layer in training normalizes over samples, or the primary asks for a gamma
-                that is not given.
+                and a layer in training normalizes over samples, samples may not lie where a layer
+                takes them, inputs or outputs hold what cannot be split or joined, or the primary
+                asks for a gamma that is not given.
         """
         args, kwargs = as_arguments(inputs)
         name, first = next(iter(theta.items()))
@@ -82,22 +90,70 @@ class PrimaryCall:
             gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
             return self._reweighted(theta, args, self._gamma_argument.added(args, kwargs, gamma))
         num_draws = len(first)
-        self._check_samples(num_draws, args, kwargs)
-        groups = (
-            tuple(split_draws(value, num_draws) for value in args),
-            {name: split_draws(value, num_draws) for name, value in kwargs.items()},
-        )
-        if self._goes_in_turn():
-            return self._in_turn(theta, *groups, gamma)
-        in_dims = (
-            0,
-            tuple(draws_dimension(value) for value in args),
-            {name: draws_dimension(value) for name, value in kwargs.items()},
-        )
-        # Its method, for torch 2.11 compiles no vmap of an object that has no name.
-        call = vmap(self._reweighted.__call__, in_dims, randomness="different")
-        output = call(dict(theta), *groups)
-        return apply_to_collection(output, Tensor, lambda t: t.flatten(0, 1) if t.ndim > 1 else t)
+        num_samples = next((len(t) for t in tensors_in((args, kwargs)) if t.ndim), None)
+        if num_draws > 1:
+            self._check_samples(num_draws, num_samples)
+        args, kwargs = split_draws((args, kwargs), num_draws)
+        with self._inputs_checked(num_draws, num_samples):
+            if self._goes_in_turn():
+                return self._in_turn(theta, args, kwargs, gamma)
+            try:
+                output = self._at_once(theta, args, kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # vmap cannot look at values, say
+                reason = next(iter(str(error).splitlines()), "")
+            else:
+                if holds_only_tensors(output):
+                    return output
+                # Other objects are of all draws at once, and may hold what only vmap can read.
+                reason = "its output holds other objects than tensors"
+            output = self._in_turn(theta, args, kwargs, gamma)  # any other error comes again
+            if not torch.compiler.is_compiling():
+                self._vmap_fails = True
+                name = type(self.primary).__name__
+                rank_zero_info(f"K draws of {name} run in turn, for vmap cannot run it ({reason})")
+            return output
+
+    def _inputs_checked(
+        self, num_draws: int, num_samples: int | None
+    ) -> AbstractContextManager[None]:
+        """Refuses what layers get that take samples second, but in compiled code.
+
+        Args:
+            num_draws: K.
+            num_samples: B, if there are inputs to tell it.
+        """
+        if num_draws == 1 or num_samples is None or torch.compiler.is_compiling():
+            return nullcontext()
+        return self._batch_first.inputs_checked(num_samples // num_draws)
+
+    def _at_once(
+        self, theta: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call all draws by ``vmap``, which is given and gives back nothing but tensors.
+
+        Args:
+            theta: Name to ``(K, *shape)``.
+            args: Positional arguments, split into K groups.
+            kwargs: Keyword arguments, split likewise.
+        """
+        outputs = []
+
+        def run(weights: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
+            tensors = iter(given)
+            own_args, own_kwargs = map_tensors((args, kwargs), lambda tensor: next(tensors))
+            outputs.append(self._reweighted(weights, own_args, own_kwargs))
+            return list(tensors_in(outputs[0]))
+
+        found = vmap(run, randomness="different")(dict(theta), list(tensors_in((args, kwargs))))
+        joined = iter(found)
+
+        def flat(tensor: Tensor) -> Tensor:
+            own = next(joined)
+            return own.flatten(0, 1) if own.ndim > 1 else own
+
+        return map_tensors(outputs[0], flat)
 
     def bound(
         self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None
@@ -152,21 +208,25 @@ class PrimaryCall:
         It cannot write buffers (running statistics), nor look at values, as a primary that asks
         for gamma may.
         """
-        return self.asks_for_gamma or any(
-            isinstance(module, self._without_vmap)
-            or (module.training and next(module.buffers(recurse=False), None) is not None)
-            for module in self.primary.modules()
+        return (
+            self.asks_for_gamma
+            or self._vmap_fails
+            or any(
+                isinstance(module, self._without_vmap)
+                or (module.training and next(module.buffers(recurse=False), None) is not None)
+                for module in self.primary.modules()
+            )
         )
 
-    def _check_samples(self, num_draws: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse inputs whose first dimension is time, and statistics over single samples."""
-        if getattr(self.primary, "batch_first", True) is False:
-            raise UsageError(
-                f"{num_draws} draws, and the primary, {type(self.primary).__name__}, takes samples"
-                " along the second dimension: build it with batch_first=True"
-            )
-        sizes = [len(t) for t in tensors_in([args, kwargs]) if t.ndim]
-        if not sizes or num_draws == 1 or sizes[0] != num_draws:
+    def _check_samples(self, num_draws: int, num_samples: int | None) -> None:
+        """Refuse layers that take samples second, and statistics over single samples.
+
+        Args:
+            num_draws: K, 2 or more.
+            num_samples: B, if there are inputs to tell it.
+        """
+        self._batch_first.check_layers(num_draws)
+        if num_samples != num_draws:
             return
         for name, module in self.primary.named_modules():
             if isinstance(module, _BATCH_NORM) and (module.training or module.running_mean is None):

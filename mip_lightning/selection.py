@@ -49,6 +49,8 @@ class Selection(ABC):
     def select(self, primary: nn.Module) -> dict[str, nn.Parameter]:
         """The chosen parameters in the primary's order, each by its first name if it is tied.
 
+        Those without elements are left out: there is nothing to predict.
+
         Raises:
             UsageError: If nothing is chosen, or a part of the selection chooses nothing.
         """
@@ -71,7 +73,12 @@ class Selection(ABC):
                 f"primary: {lazy[0]} has no shape yet: run the network once on an input, which"
                 " makes its lazy layers"
             )
-        return selected
+        with_elements = {n: p for n, p in selected.items() if p.numel()}
+        if not with_elements:
+            raise UsageError(
+                f"{self} selects only {', '.join(selected)}, which has no elements: name others"
+            )
+        return with_elements
 
 
 @dataclass(frozen=True)

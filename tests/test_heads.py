@@ -1,15 +1,19 @@
+import copy
 import math
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torchvision.models import resnet50
 
 from mip_lightning import (
     ChunkedHead,
     DenseHead,
     DirectionEncoding,
+    FactoredAdam,
     HyperModel,
     HypernetworkConfig,
     LowRankHead,
@@ -18,8 +22,10 @@ from mip_lightning import (
     Uniform,
     UsageError,
 )
+from mip_lightning.export import export_network
+from mip_lightning.factored_gradient import FactoredGradient
 from mip_lightning.heads import Head
-from mip_lightning.initialization import HeadStart
+from mip_lightning.initialization import HeadInitialization, HeadStart
 from mip_lightning.layout import ParameterLayout
 from mip_lightning.networks import LeNet
 
@@ -263,3 +269,119 @@ def test_weight_normalization_gives_each_output_channel_its_own_learned_norm(for
     torch.testing.assert_close(model.theta(torch.tensor([0.2]))["weight"], reference.weight)
     model(torch.rand(2, 3, 5, 5), 0.5).sum().backward()
     assert model.weight_norm.magnitudes[0].grad.abs().sum() > 0
+
+
+# --- parameters without dimensions, or without elements ---
+
+
+class Scaled(nn.Module):
+    """As ReZero: a scale of no dimensions, before or behind the other parameters or alone."""
+
+    def __init__(self, order: str, in_turn: bool = False):
+        super().__init__()
+        for name in order.split():
+            if name == "alpha":
+                self.alpha = nn.Parameter(torch.tensor(0.7))
+            else:
+                self.linear = nn.Linear(4, 4)
+        if in_turn:  # a layer in training that has buffers
+            self.statistics = nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return x + self.alpha * (self.linear(x) if hasattr(self, "linear") else x.square())
+
+
+def lively(model: HyperModel) -> HyperModel:
+    with torch.no_grad():
+        for parameter in model.hypernetwork.head.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def calls_of_the_primary(model: HyperModel, x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    primary = copy.deepcopy(model.primary)
+    parts = zip(x.chunk(len(gamma)), gamma, strict=True)
+    return torch.cat([functional_call(primary, model.theta(own), (part,)) for part, own in parts])
+
+
+@pytest.mark.parametrize(
+    ("order", "head_init"),
+    [
+        *[("alpha linear", head_init) for head_init in get_args(HeadInitialization)],
+        ("linear alpha", "kaiming_fan_out"),
+        ("alpha", "kaiming_fan_out"),
+    ],
+)
+@pytest.mark.parametrize("head", HEADS, ids=NAMES)
+def test_a_parameter_without_dimensions_is_predicted(head, order, head_init):
+    config = HypernetworkConfig([4, 8], head=head, head_init=head_init)
+    for in_turn in (False, True):
+        model = HyperModel(Scaled(order, in_turn), Uniform(), hypernetwork=config)
+        # One number does not vary, so that hyperfan neither scales it nor gives it a variance.
+        torch.testing.assert_close(model.theta(torch.rand(1))["alpha"], torch.tensor(0.7))
+        lively(model)
+        x = torch.rand(6, 4)
+        for num_draws in (1, 3, 6) if not in_turn else (1, 3):
+            gamma = torch.rand(num_draws, 1)
+            theta = model.theta(gamma)
+            assert theta["alpha"].shape == (num_draws,)
+            assert theta["alpha"].unique().numel() == num_draws
+            output = model(x, gamma)
+            torch.testing.assert_close(output, calls_of_the_primary(model, x, gamma))
+        output.sum().backward()
+        assert model.theta0["alpha"].grad != 0
+        alone = model.materialize(0.3)
+        assert alone.alpha.shape == ()
+        torch.testing.assert_close(alone(x), model(x, 0.3))
+
+
+@pytest.mark.parametrize("formulation", ["default", "input", "output", "mip"])
+@pytest.mark.parametrize("weight_norm", [False, True])
+def test_a_parameter_without_dimensions_is_in_every_formulation(formulation, weight_norm, tmp_path):
+    theta = ThetaConfig(weight_norm=weight_norm, frozen=True)
+    model = HyperModel(Scaled("alpha linear"), Uniform(0.1, 1), formulation, theta=theta)
+    before = model.theta0["alpha"].clone()
+    assert before == (0.7 if formulation in ("output", "mip") else 0.0)
+    x, gamma = torch.rand(6, 4), torch.rand(3, 1) / 2 + 0.2
+    torch.testing.assert_close(lively(model)(x, gamma), calls_of_the_primary(model, x, gamma))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    model(x, gamma).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model.theta0["alpha"], before)
+    export_network(model.materialize(0.3), x, tmp_path / "network.pt", "state_dict")
+    again = Scaled("alpha linear")
+    again.load_state_dict(torch.load(tmp_path / "network.pt"))
+    torch.testing.assert_close(again(x), model(x, 0.3))
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_a_factored_step_of_a_parameter_without_dimensions_is_that_of_torch(num_draws, monkeypatch):
+    monkeypatch.setattr("mip_lightning.factored_product.MIN_FACTORED", 1)
+    model = HyperModel(Scaled("alpha linear"), Uniform(), hypernetwork=HypernetworkConfig([4, 8]))
+    other, x = copy.deepcopy(model), torch.rand(6, 4)
+    gamma = torch.rand(num_draws, 1)
+    for own, optimizer in ((model, FactoredAdam), (other, torch.optim.Adam)):
+        stepping = optimizer(own.parameters(), lr=1e-2)
+        for _ in range(3):
+            stepping.zero_grad()
+            own(x, gamma).square().sum().backward()
+            factored = isinstance(own.hypernetwork.head.weight.grad, FactoredGradient)
+            assert factored == (own is model)
+            stepping.step()
+    assert model.theta0["alpha"] != 0.7
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("head_init", get_args(HeadInitialization))
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0,)])
+def test_a_parameter_without_elements_is_left_out(shape, head_init):
+    primary = Scaled("linear alpha")
+    primary.empty = nn.Parameter(torch.empty(shape))
+    config = HypernetworkConfig([4, 8], head_init=head_init)
+    model = HyperModel(primary, Uniform(), hypernetwork=config)
+    assert set(model.layout.shapes) == {"linear.weight", "linear.bias", "alpha"}
+    x, gamma = torch.rand(6, 4), torch.rand(3, 1)
+    torch.testing.assert_close(model(x, gamma), calls_of_the_primary(model, x, gamma))
+    with pytest.raises(UsageError, match="selects only empty, which has no elements"):
+        HyperModel(primary, Uniform(), theta=ThetaConfig(["empty"]))
