@@ -18,7 +18,7 @@ from mip_lightning.errors import UsageError
 from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.primary_cost import PrimaryCost
-from mip_lightning.sweep import LabelledMetric
+from mip_lightning.sweep import LabelledMetric, SeenNaN
 
 By: TypeAlias = Literal["all", "label", "subject"]
 
@@ -225,20 +225,26 @@ class GammaSearch:
         return selected
 
     def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
-        metric = self._metric()
+        metric, nans = self._metric(), SeenNaN().to(self.model.device)
         for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+            nans.update(output.has_nan())
             if self.metric == LOSS:
                 metric.update(output.loss.expand(batch_size(batch)))
             else:
                 metric.update(output.prediction, output.target)
-        return {"all": float(metric.compute())}
+        is_number = self.metric == LOSS or not nans.compute()
+        return {"all": float(metric.compute()) if is_number else math.nan}
 
     def _by_label(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         metric = self._metric()
         if not isinstance(metric, LabelledMetric):
             raise UsageError(f"by='label': the metric {self.metric!r} does not tell labels apart")
+        nans = SeenNaN().to(self.model.device)
         for output in self._outputs(gamma):
+            nans.update(output.has_nan())
             metric.update(output.prediction, output.target)
+        if nans.compute():
+            return {}
         names = self.model.label_names
         return {
             names.get(label, str(label)): float(value)
@@ -250,23 +256,27 @@ class GammaSearch:
             raise UsageError("by='subject': the loss is that of batches; choose a metric")
         values = {}
         for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
-            _, prediction, target = output
             size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
                 self._samples[name] = _sample(batch, index, size)
-                metric = self._metric()
-                metric.update(_sample(prediction, index, size), _sample(target, index, size))
-                values[name] = float(metric.compute())
+                sample = StepOutput(
+                    output.loss, *(_sample(part, index, size) for part in output[1:])
+                )
+                values[name] = self._value(sample)
         return values
 
     def _of_subject(self, name: str, gamma: float) -> float:
         """The metric of one subject, at a gamma at which no other one needs it."""
         draw = DrawnGamma(torch.tensor([[gamma]], device=self.model.device))
         with self.model.without_logging():
-            _, prediction, target = self.model.evaluate_at(self._samples[name], draw)
+            output = self.model.evaluate_at(self._samples[name], draw)
+        return self._value(output)
+
+    def _value(self, output: StepOutput) -> float:
+        """The metric of one sample."""
         metric = self._metric()
-        metric.update(prediction, target)
-        return float(metric.compute())
+        metric.update(output.prediction, output.target)
+        return math.nan if output.has_nan() else float(metric.compute())
 
     def _metric(self) -> Any:
         if self.metric == LOSS:

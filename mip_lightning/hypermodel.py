@@ -147,11 +147,12 @@ class HyperModel(nn.Module):
                 ``i // (B / K)``.
 
         Returns:
-            What the primary returns, for all B samples.
+            What the primary returns, for all B samples. The tensors that K draws return are joined
+            along their first dimension; those without dimensions become one of shape ``(K,)``.
 
         Raises:
             UsageError: If gamma has another shape, is not finite, or lies outside the prior's
-                support, or if K does not divide B.
+                support, or for K draws as in ``run``.
         """
         draws = self.prior.as_draws(gamma)
         if not torch.compiler.is_compiling():
@@ -181,7 +182,8 @@ class HyperModel(nn.Module):
         """Predict the primary weights, without a look at the values of gamma.
 
         They are formed in float32 under autocast too, for theta0 would lose in half precision
-        what small predicted changes add to it.
+        what small predicted changes add to it. Gamma is encoded in float32 even where the weights
+        are in half precision: there 0.999 is 1, and of 300 categories some are taken for others.
 
         Args:
             gamma: Shape ``(D,)`` or ``(K, D)``.
@@ -190,7 +192,8 @@ class HyperModel(nn.Module):
             Name to ``(*shape)`` for gamma of shape ``(D,)``, to ``(K, *shape)`` for ``(K, D)``.
         """
         reference = next(self.hypernetwork.parameters())
-        gamma = gamma.to(reference.device, reference.dtype, non_blocking=True)
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        gamma = gamma.to(reference.device, dtype, non_blocking=True)
         with torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
@@ -216,12 +219,13 @@ class HyperModel(nn.Module):
                 this name: it gets the draw of shape ``(D,)``, on the device on which it is given.
 
         Returns:
-            What the primary returns, for all samples.
+            What the primary returns, for all samples, as from ``forward``.
 
         Raises:
             UsageError: If K does not divide the number of samples, each has a gamma of its own
-                and a layer in training normalizes over samples, or the primary asks for a gamma
-                that is not given.
+                and a layer in training normalizes over samples, samples may not lie where a layer
+                takes them, inputs or outputs hold what cannot be split or joined, or the primary
+                asks for a gamma that is not given.
         """
         return self._primary_call(theta, inputs, gamma)
 

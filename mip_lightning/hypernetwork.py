@@ -122,9 +122,14 @@ class Hypernetwork(nn.Module):
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K P"]:
         """Predict the flat change for each of K draws."""
-        hidden: Tensor = self.trunk(self.encoding(gamma))
+        hidden: Tensor = self.trunk(self._encoded(gamma))
         delta: Tensor = self.head(hidden)
         return delta
+
+    def _encoded(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """What the trunk takes, in its precision."""
+        encoded: Tensor = self.encoding(gamma)
+        return encoded.to(next(self.trunk.parameters()).dtype)
 
     @torch.no_grad()
     def _power(self, head_init: HeadInitialization, hidden_size: int) -> float:
@@ -132,8 +137,7 @@ class Hypernetwork(nn.Module):
         reference = next(self.trunk.parameters())
         if head_init not in ("calibrated", "hyperfan_in", "hyperfan_out") or reference.is_meta:
             return 1.0
-        gamma = self.encoding.prior.grid(CALIBRATION_SIZE).to(reference)
-        encoded: Tensor = self.encoding(gamma)
+        encoded = self._encoded(self.encoding.prior.grid(CALIBRATION_SIZE).to(reference.device))
         if head_init == "calibrated":
             hidden: Tensor = self.trunk(encoded)
             return float(hidden.square().sum(dim=1).mean())

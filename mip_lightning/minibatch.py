@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from mip_lightning.draws import Inputs, tensors_in
 from mip_lightning.errors import UsageError
+from mip_lightning.finite import has_nan
 from mip_lightning.hypermodel import HyperModel
 
 KEPT = 2**24
@@ -27,6 +29,19 @@ class StepOutput(NamedTuple):
     loss: Float[Tensor, ""]
     prediction: Tensor | None = None
     target: Any = None
+
+    def has_nan(self) -> Tensor:
+        """Whether a prediction is NaN, shape ``()``.
+
+        Predictions that are whole numbers never are: there the loss tells.
+        """
+        is_real = any(tensor.is_floating_point() for tensor in tensors_in([self.prediction]))
+        return has_nan(self.prediction if is_real else self.loss)
+
+    def detached(self) -> "StepOutput":
+        """The same without the graph of the step, which would live as long as this."""
+        detached = apply_to_collection(tuple(self), Tensor, Tensor.detach)
+        return StepOutput(*detached)
 
 
 class Volume(NamedTuple):

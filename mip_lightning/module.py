@@ -4,35 +4,46 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.checkpoints import check_same_architecture, check_same_tensors
 from mip_lightning.draws import Inputs
 from mip_lightning.errors import UsageError
+from mip_lightning.evaluated_samples import EvaluatedSamples
+from mip_lightning.finite import NonFiniteError, first_not_finite, trained_weights, way_out
 from mip_lightning.given_hyperparameters import save_plain_hyperparameters
 from mip_lightning.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, EvaluationDraws, StepOutput, batch_size
 from mip_lightning.optimizers import FactoredAdam, describe_update
 from mip_lightning.parts import PartOptions, check_options, check_parts, parameter_groups
+from mip_lightning.plain_files import check_unchanged
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Gamma, Joint, Prior
 from mip_lightning.requested_gamma import RequestedGamma
-from mip_lightning.sweep import Curve, GammaSweep
+from mip_lightning.sweep import Curve, GammaSweep, restart
 from mip_lightning.theta import ThetaConfig
 
 DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
 """K, or one gamma a sample (K = B)."""
+
+Module = TypeVar("Module", bound="HyperLightningModule")
+
+Stage: TypeAlias = Literal["val", "test"]
+"""Validation or test, as names of logged values begin."""
 
 
 class HyperLightningModule(LightningModule, ABC):
@@ -41,7 +52,10 @@ class HyperLightningModule(LightningModule, ABC):
     A new task overrides ``loss`` and, if it has metrics, ``configure_metrics``. Training draws
     gamma from the prior. Validation and test sweep the prior's grid and log each metric averaged
     over gamma (``val_accuracy``) and at the best gamma (``val_accuracy_best``); ``curves`` then
-    holds it at each gamma.
+    holds it at each gamma. A metric of predictions that are NaN is NaN.
+
+    Lightning's hooks are free to be overridden, with or without ``super()``: what this module does
+    at them, it does in a callback of its own.
 
     Args:
         primary: The primary network, any module.
@@ -117,9 +131,9 @@ class HyperLightningModule(LightningModule, ABC):
         )
         self.test_sweep = GammaSweep(prior.grid(test_grid_size), self.configure_metrics())
         self.curves: dict[str, Curve] = {}
+        self.extra_values: dict[str, Tensor] = {}
         self.label_names: Mapping[int, str] = {}
-        # What figures show beside a metric, by its name: a label and a value.
-        self.references: dict[str, tuple[str, float]] = {}
+        self.evaluated = EvaluatedSamples()
         self.requested: RequestedGamma | None = None
         self._drawn: DrawnGamma | None = None
         self.evaluation_draws = EvaluationDraws()
@@ -186,7 +200,7 @@ class HyperLightningModule(LightningModule, ABC):
         for name, value in self.gamma_by_name(gamma).items():
             self.log(name, value, batch_size=size)
         self.log("train_loss", output.loss, batch_size=size)
-        self._latest = output._replace(loss=output.loss.detach()), gamma
+        self._latest = output.detached(), gamma
         return objective
 
     @property
@@ -251,9 +265,31 @@ class HyperLightningModule(LightningModule, ABC):
             raise UsageError(f"{type(self).__name__} predicts at a gamma: give predict --gamma 0.3")
         return self.requested.of_sample(name)
 
-    def setup(self, stage: str) -> None:
-        """Learn the names of labels from the data, where it has them."""
-        self.label_names = getattr(self.trainer.datamodule, "label_names", {})  # type: ignore[attr-defined]
+    def configure_callbacks(self) -> list[Callback]:
+        """The callback that does this module's own work; add yours to it by ``super()``."""
+        callbacks: Sequence[Any] = getattr(self.trainer, "callbacks", ())
+        return [] if any(isinstance(c, OwnWork) for c in callbacks) else [OwnWork()]
+
+    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
+        """Metrics that are not swept, by the names under which they are logged; none by default.
+
+        Args:
+            stage: ``val`` or ``test``.
+        """
+        return {}
+
+    def update_extra_metrics(self, batch: Any, stage: Stage) -> None:
+        """Add a batch to ``extra_metrics``; override it with them.
+
+        Args:
+            batch: What the data loader gives.
+            stage: ``val`` or ``test``.
+        """
+
+    @property
+    def references(self) -> dict[str, tuple[str, float]]:
+        """What figures show beside a metric, by its name: a label and a value; none by default."""
+        return {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Override it to make predictions; until then a task has none.
@@ -264,39 +300,13 @@ class HyperLightningModule(LightningModule, ABC):
         task = type(self).__name__
         raise UsageError(f"{task} does not say how to predict: override its predict_step")
 
-    def on_validation_epoch_start(self) -> None:
-        """Start anew; the weights at each gamma of the grid are predicted once."""
-        self.validation_sweep.reset()
-        self.evaluation_draws.start(self.model)
-
-    def on_test_epoch_start(self) -> None:
-        """Start anew; the weights at each gamma of the grid are predicted once."""
-        self.test_sweep.reset()
-        self.evaluation_draws.start(self.model)
-
-    def on_predict_epoch_start(self) -> None:
-        """From now on the weights at each gamma are predicted once."""
-        self.evaluation_draws.start(self.model)
-
-    def on_predict_epoch_end(self) -> None:
-        """The weights may change again."""
-        self.evaluation_draws.stop()
-
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add the batch at each gamma of the validation grid."""
-        self._sweep(self.validation_sweep, batch)
+        """Add the batch at each gamma of the validation grid, and to the extra metrics."""
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add the batch at each gamma of the test grid."""
-        self._sweep(self.test_sweep, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation curves."""
-        self._log_curves("val", self.validation_sweep)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test curves."""
-        self._log_curves("test", self.test_sweep)
+        """Add the batch at each gamma of the test grid, and to the extra metrics."""
+        self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam at the paper's learning rate; the command line's optimizer replaces it."""
@@ -306,27 +316,26 @@ class HyperLightningModule(LightningModule, ABC):
         """The trained parameters by part, as an optimizer takes them, with each part's options."""
         return parameter_groups(self.parameters(), self.model, self.part_options)
 
-    def on_train_start(self) -> None:
-        """Refuse options of a part that its optimizer does not have; say how the head is updated.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what this module needs; of weights alone Lightning asks no callback."""
+        self.keep_in_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what was kept; in evaluation Lightning asks no callback."""
+        self.take_from_checkpoint(checkpoint)
+
+    def keep_in_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the gamma stream, the state of torch's, and what tensors do not tell.
 
         Raises:
-            UsageError: If there is one.
+            NonFiniteError: If a weight is not finite.
         """
-        for optimizer in self.trainer.optimizers:
-            check_options(optimizer, self.part_options)
-        # Ranks that share gamma draw it from one seed, even where each was seeded by itself.
-        self.gamma_seed = self.trainer.strategy.broadcast(self.gamma_seed)
-        num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
-        head = self.model.hypernetwork.head
-        rank_zero_info(describe_update(head.factored_weight, num_draws, self.trainer.optimizers))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the gamma stream, the state of torch's, and what tensors do not tell."""
+        self.check_weights()
         checkpoint["gamma_seed"] = self.gamma_seed
         checkpoint["random_state"] = torch.get_rng_state()
         checkpoint["architecture"] = self.model.describe()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def take_from_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the streams of random numbers; refuse the checkpoint of another model.
 
         On one rank a run that is resumed at the end of an epoch so goes on with the batches,
@@ -334,8 +343,8 @@ class HyperLightningModule(LightningModule, ABC):
         them. On several, each has a stream of its own, and the checkpoint that of one.
 
         Raises:
-            UsageError: If names or shapes of the checkpoint's tensors differ from this model's, or
-                its prior, encoding or trunk does.
+            UsageError: If names or shapes of the checkpoint's tensors differ from this model's,
+                its prior, encoding or trunk does, or a weight is not finite.
         """
         self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
         if self._resumes_alone() and "random_state" in checkpoint:
@@ -343,14 +352,38 @@ class HyperLightningModule(LightningModule, ABC):
         if self.strict_loading:
             check_same_tensors(checkpoint["state_dict"], self.state_dict())
             check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
+        found = checkpoint["state_dict"]
+        weights = {name: found[name] for name in trained_weights(self) if name in found}
+        if name := first_not_finite(weights):
+            raise UsageError(
+                f"ckpt_path: the checkpoint's {name} holds NaN or infinity: take another checkpoint"
+            )
 
     def _resumes_alone(self) -> bool:
         """Whether a fit goes on, on one rank."""
+        trainer = self._attached_trainer()
+        return trainer is not None and (
+            trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1
+        )
+
+    def _attached_trainer(self) -> Trainer | None:
         try:
-            trainer = self.trainer
-        except RuntimeError:  # loaded without one
-            return False
-        return trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1
+            return self.trainer
+        except RuntimeError:  # there is none
+            return None
+
+    @classmethod
+    def load_from_checkpoint(  # a type variable and not Self, which shape checks do not know
+        cls: type[Module], checkpoint_path: Any, *args: Any, **kwargs: Any
+    ) -> Module:
+        """Lightning's, once the checkpoint's bytes are seen to be those that were written.
+
+        Raises:
+            UsageError: If bytes of the file have changed.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
+            check_unchanged(checkpoint_path, "checkpoint_path")
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def evaluate_at(self, batch: Any, gamma: Float[Tensor, "K D"] | DrawnGamma) -> StepOutput:
         """The loss of a batch at gamma values that this module drew or took from a grid.
@@ -402,7 +435,12 @@ class HyperLightningModule(LightningModule, ABC):
 
     def _output(self, batch: Any, gamma: Float[Tensor, "K D"]) -> StepOutput:
         output = self.loss(batch, gamma)
-        return output if isinstance(output, StepOutput) else StepOutput(output)
+        if not isinstance(output, StepOutput):
+            return StepOutput(output)
+        prediction = output.prediction
+        if isinstance(prediction, Tensor) and prediction.is_floating_point():
+            output = output._replace(prediction=at_least_float32(prediction))  # metrics add them up
+        return output
 
     def gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
         """The mean of gamma; of a joint prior, the mean of each hyperparameter."""
@@ -411,14 +449,58 @@ class HyperLightningModule(LightningModule, ABC):
             return {"gamma": gamma.mean()}
         return {f"gamma/{n}": v for n, v in zip(prior.names, gamma.mean(dim=0), strict=True)}
 
-    def _sweep(self, sweep: GammaSweep, batch: Any) -> None:
-        size = batch_size(batch)
-        for index, drawn in enumerate(self.evaluation_draws.of(self.model, sweep.grid)):
-            loss, prediction, target = self.evaluate_at(batch, drawn)
-            sweep.update(index, loss, size, prediction, target)
+    def check_weights(self) -> None:
+        """Look whether all weights are finite, which waits once for the device.
 
-    def _log_curves(self, stage: str, sweep: GammaSweep) -> None:
+        Raises:
+            NonFiniteError: If one is not.
+        """
+        name = first_not_finite(trained_weights(self))
+        if name is None:
+            return
+        trainer = self._attached_trainer()
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            raise NonFiniteError(f"{name} holds NaN or infinity: give weights that are finite")
+        raise NonFiniteError(
+            f"{name} holds NaN or infinity at step {trainer.global_step} (epoch"
+            f" {trainer.current_epoch}): look for such numbers in the data, or {way_out(trainer)}"
+            " with a lower learning rate; the callback TrainingStability names the step"
+        )
+
+    def sweep_of(self, stage: Stage) -> GammaSweep:
+        """The sweep of validation or of test."""
+        return self.validation_sweep if stage == "val" else self.test_sweep
+
+    def start_evaluation(self, stage: Stage) -> None:
+        """Reset all metrics, including leftovers of an interrupted evaluation.
+
+        From now on the weights at each gamma of the grid are predicted once.
+        """
+        self.sweep_of(stage).restart(self.device)
+        restart(self.extra_metrics(stage).values(), self.device)
+        self.evaluated.start()
+        self.evaluation_draws.start(self.model)
+
+    def _evaluate(self, batch: Any, stage: Stage) -> None:
+        trainer = self.trainer
+        if not any(isinstance(callback, OwnWork) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UsageError(
+                f"{type(self).__name__}.configure_callbacks leaves out what this library does: add"
+                " super().configure_callbacks() to what it returns"
+            )
+        loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
+        own = self.evaluated.of(batch, loaders)
+        if own is None:
+            return
+        sweep, size = self.sweep_of(stage), batch_size(own)
+        for index, drawn in enumerate(self.evaluation_draws.of(self.model, sweep.grid)):
+            sweep.update(index, self.evaluate_at(own, drawn), size)
+        self.update_extra_metrics(own, stage)
+
+    def finish_evaluation(self, stage: Stage) -> None:
+        """Log the curves and the extra metrics."""
         self.evaluation_draws.stop()
+        sweep = self.sweep_of(stage)
         self.curves = sweep.compute()
         for name, curve in self.curves.items():
             key = f"{stage}_{name}"
@@ -431,3 +513,107 @@ class HyperLightningModule(LightningModule, ABC):
                 )
                 if sweep.grid.shape[1] == 1:
                     self.log(f"{key}_best_gamma", sweep.grid[curve.best, 0], sync_dist=True)
+        metrics = self.extra_metrics(stage)
+        self.extra_values = {name: metric.compute() for name, metric in metrics.items()}
+        for name, value in self.extra_values.items():
+            self.log(f"{stage}_{name}", value, sync_dist=True)
+
+    def start_batch(self) -> None:
+        """What a task does before each training batch; nothing by default."""
+
+    def start_training(self) -> None:
+        """Refuse options of a part that its optimizer does not have; say how the head is updated.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        for optimizer in self.trainer.optimizers:
+            check_options(optimizer, self.part_options)
+        # Ranks that share gamma draw it from one seed, even where each was seeded by itself.
+        self.gamma_seed = self.trainer.strategy.broadcast(self.gamma_seed)
+        num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
+        head = self.model.hypernetwork.head
+        rank_zero_info(describe_update(head.factored_weight, num_draws, self.trainer.optimizers))
+
+
+class OwnWork(Callback):
+    """What a ``HyperLightningModule`` does at Lightning's hooks.
+
+    A callback, so that a user's override of a hook, which need not call ``super()``, leaves nothing
+    of it out. Callbacks come before the module at each hook.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module = own(pl_module)
+        module.label_names = getattr(trainer.datamodule, "label_names", {})  # type: ignore[attr-defined]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).start_training()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own(pl_module).keep_in_checkpoint(checkpoint)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own(pl_module).take_from_checkpoint(checkpoint)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        own(pl_module).start_batch()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).check_weights()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            own(pl_module).check_weights()
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).start_evaluation("val")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).finish_evaluation("val")
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).check_weights()
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).start_evaluation("test")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).finish_evaluation("test")
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).check_weights()
+
+    @override
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = own(pl_module)
+        module.evaluation_draws.start(module.model)
+
+    @override
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own(pl_module).evaluation_draws.stop()
+
+
+def own(pl_module: LightningModule) -> HyperLightningModule:
+    """The module, which has made the callback itself."""
+    assert isinstance(pl_module, HyperLightningModule)
+    return pl_module

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
+from mip_lightning.finite import first_not_finite, trained_weights
 from mip_lightning.plain_files import load_plain
 from mip_lightning.selection import Selection
 
@@ -58,7 +59,8 @@ def load_pretrained(primary: nn.Module, path: str) -> None:
         path: A file of plain values: a state_dict, or a mapping that holds one.
 
     Raises:
-        UsageError: If there is no such file, or names or shapes do not fit.
+        UsageError: If there is no such file, bytes of it have changed, names or shapes do not fit,
+            or a weight is not finite.
     """
     found = _without_prefix(_read(path), primary.state_dict(), path)
     expected = primary.state_dict()
@@ -78,6 +80,11 @@ def load_pretrained(primary: nn.Module, path: str) -> None:
                 f"pretrained={path!r} holds {name!r}, which {type(primary).__name__} has not: give"
                 " this network's file"
             )
+    trained = {name: found[name] for name in trained_weights(primary)}
+    if broken := first_not_finite(trained):
+        raise UsageError(
+            f"pretrained={path!r}: {broken} holds NaN or infinity: give weights that are finite"
+        )
     primary.load_state_dict(found)
 
 

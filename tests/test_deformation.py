@@ -14,7 +14,7 @@ from mip_lightning.tasks import (
     StationaryVelocity,
     TotalVariationPenalty,
 )
-from mip_lightning.tasks.deformation import jacobian_determinant, resized
+from mip_lightning.tasks.deformation import jacobian_determinant, resized, spatial_gradient
 from mip_lightning.tasks.dice import dice_by_label
 from mip_lightning.tasks.registration_metrics import (
     FoldedShare,
@@ -143,6 +143,21 @@ def test_the_gradient_magnitude_of_a_linear_flow_is_the_norm_of_its_matrix():
     assert metric.compute() == pytest.approx(5.0)
     shift = torch.full((1, 2, 6, 5), 7.0)
     assert GradientMagnitude()(shift, {}) == 0.0
+
+
+def test_along_an_axis_of_one_voxel_nothing_changes():
+    thin = torch.randn(2, 2, 6, 1)
+    thick = thin.expand(-1, -1, -1, 3)
+    for measure in (spatial_gradient, jacobian_determinant):
+        torch.testing.assert_close(measure(thin), measure(thick)[..., :1])
+    for metric in (FoldedShare(), GradientMagnitude()):
+        torch.testing.assert_close(metric(thin, {}), metric(thick, {}))
+    # An image of this size in the middle of a larger one, with a margin on both sides.
+    padded = torch.randn(2, 2, 6, 4)
+    padded[..., 1:2] = thin
+    for metric in (FoldedShare(), GradientMagnitude()):
+        alone = metric(thin, {})
+        torch.testing.assert_close(metric(padded, {"size": torch.tensor([[6, 1]] * 2)}), alone)
 
 
 def test_dice_of_known_masks():

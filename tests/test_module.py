@@ -17,6 +17,7 @@ from mip_lightning import (
     Uniform,
     UsageError,
 )
+from mip_lightning.callbacks.run_progress_bar import _progress
 from mip_lightning.minibatch import batch_size
 
 
@@ -173,6 +174,24 @@ def test_the_progress_bar_shows_what_chooses_the_checkpoint(monitor, monkeypatch
     t = trainer()
     t.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
     assert monitor in t.progress_bar_metrics
+
+
+def test_the_progress_bar_waits_for_no_other_rank(monkeypatch):
+    """Where others run too, a metric's ``compute`` waits for them, and they have no bar."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+
+    class Monitored(Denoising):
+        monitor = "val_mse"
+
+        def configure_metrics(self):
+            return {"mse": MeanSquaredError() * 2.0}  # one metric within another
+
+    task = Monitored(nn.Linear(4, 4), Uniform(0, 1))
+    x = torch.rand(8, 4)
+    task._latest = StepOutput(torch.tensor(1.0), x, x + 1.0), torch.tensor([[0.5]])
+    with pytest.raises(ValueError, match="process group"):
+        task.validation_sweep.compute()
+    assert _progress(task)["train_mse"] == pytest.approx(2.0)
 
 
 def test_draws_differ_between_epochs_ranks_and_seeds(monkeypatch):

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,6 +12,7 @@ from monai.losses import (
     LocalNormalizedCrossCorrelationLoss,
 )
 from monai.networks.nets import BasicUNet, VoxelMorphUNet
+from scipy.ndimage import map_coordinates
 from test_module import trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -298,6 +300,102 @@ def test_dice_before_registration_is_that_of_one_evaluation_alone():
     alone = MeanDice()
     alone.update(torch.zeros(1, 2, 8, 12), batch)
     assert task.references["dice"][1] == pytest.approx(alone.compute().item())
+
+
+def boxes(padded: tuple[int, ...], sizes: list[tuple[int, ...]]) -> list[tuple[slice, ...]]:
+    """Where images stand: one voxel less before than after them where the difference is odd."""
+    starts = [[(p - n) // 2 for p, n in zip(padded, size, strict=True)] for size in sizes]
+    return [
+        tuple(slice(start, start + n) for start, n in zip(first, size, strict=True))
+        for first, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def measured_by_hand(displacement: np.ndarray) -> tuple[float, float]:
+    """Folded share and gradient magnitude of one displacement ``(D, *S)``, in float64."""
+    axes = len(displacement)
+    gradient = np.stack([np.stack(np.gradient(u)) for u in displacement.astype(float)])
+    jacobian = np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(axes)
+    folded = np.linalg.det(jacobian) <= 0
+    return float(folded.mean()), float(np.sqrt((gradient**2).sum(axis=(0, 1))).mean())
+
+
+def dice_by_hand(found: np.ndarray, expected: np.ndarray) -> float:
+    """Mean Dice over the labels that are in one of both."""
+    labels = sorted({*np.unique(found), *np.unique(expected)} - {0})
+    overlaps = [2 * ((found == k) & (expected == k)).sum() for k in labels]
+    volumes = [(found == k).sum() + (expected == k).sum() for k in labels]
+    return float(np.mean([o / v for o, v in zip(overlaps, volumes, strict=True)]))
+
+
+METRICS = ("dice", "folded_share", "gradient_magnitude")
+
+PADDED = [
+    ((11, 12), [(11, 12), (6, 9), (7, 8), (2, 12), (11, 5)]),
+    ((7, 8, 6), [(7, 8, 6), (4, 5, 3), (5, 8, 2), (2, 3, 6)]),
+]
+
+
+@pytest.mark.parametrize(("padded", "sizes"), PADDED)
+def test_metrics_are_of_each_fixed_images_own_voxels(padded, sizes):
+    """As those of each displacement that is cropped by hand, in a batch of any size and order."""
+    batch = pair(padded, len(sizes)) | {"size": torch.tensor(sizes)}
+    displacement = 2 * torch.randn(len(sizes), len(padded), *padded)
+    expected = []
+    for index, box in enumerate(boxes(padded, sizes)):
+        own = displacement[index].numpy()
+        voxels = np.stack(np.meshgrid(*map(np.arange, padded), indexing="ij"))
+        labels = batch["moving_labels"][index, 0].numpy()
+        found = map_coordinates(labels, voxels + own, order=0, mode="nearest")
+        dice = dice_by_hand(found[box], batch["fixed_labels"][index, 0].numpy()[box])
+        expected.append((dice, *measured_by_hand(own[(slice(None), *box)])))
+        # Whatever the padding holds.
+        outside = torch.ones(padded, dtype=torch.bool)
+        outside[box] = False
+        batch["fixed_labels"][index, 0, outside] = 2
+    assert all(0.0 < share < 1.0 for _, share, _ in expected)
+    task = make(unet(len(padded)))
+    for number in (1, 2, len(sizes)):
+        for order in (torch.arange(len(sizes)), torch.arange(len(sizes)).flip(0)):
+            metrics = task.configure_metrics()
+            for part in order.split(number):
+                some = {name: values[part] for name, values in batch.items()}
+                for metric in metrics.values():
+                    metric.update(displacement[part], some)
+            values = [float(metrics[name].compute()) for name in METRICS]
+            assert values == pytest.approx(np.mean(expected, axis=0).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_dice_before_registration_and_at_rest_is_of_the_fixed_images_own_voxels(number):
+    """What of a larger moving image reaches beyond the fixed one does not count."""
+    sizes = [(8, 11), (5, 6), (7, 11), (3, 4)]
+    subjects = []
+    for name, size in zip("abcd", sizes, strict=True):
+        labels = torch.randint(0, 3, (1, *size), dtype=torch.uint8)
+        subjects.append(Subject(name, name, "", torch.rand(1, *size), labels, torch.eye(4)))
+    pairs = PairDataset(subjects, (8, 11))
+    alone = []
+    for sample in pairs:
+        (box,) = boxes((8, 11), [tuple(sample["size"].tolist())])
+        moving, fixed = (sample[f"{kind}_labels"][0].numpy() for kind in ("moving", "fixed"))
+        alone.append(dice_by_hand(moving[box], fixed[box]))
+    task = resting(validation_grid_size=2)
+    (found,) = trainer().validate(task, DataLoader(pairs, number), verbose=False)
+    assert found["val_dice_before"] == pytest.approx(np.mean(alone))
+    assert found["val_dice"] == pytest.approx(np.mean(alone))
+    assert found["val_folded_share"] == found["val_gradient_magnitude"] == 0.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_size_that_does_not_fit_is_named(name):
+    metric, displacement = make().configure_metrics()[name], torch.zeros(2, 2, 8, 12)
+    for size, says in (
+        (torch.tensor([[8, 12], [12, 8]]), r"size=\[12, 8\].*does not fit into the 8 x 12 voxels"),
+        (torch.tensor([[8, 12]]), r"shape \(1, 2\).*give integers of shape \(2, 2\)"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            metric.update(displacement, pair((8, 12), 2) | {"size": size})
 
 
 FROM_PYTHON = """

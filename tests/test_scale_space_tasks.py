@@ -1,8 +1,10 @@
 """Classification and segmentation by networks that rescale by gamma."""
 
 import math
+from collections.abc import Sequence
 
 import monai.losses
+import numpy as np
 import pytest
 import torch
 from test_module import trainer
@@ -11,11 +13,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperLightningModule, Uniform, UsageError
+from mip_lightning.data.segmented_images import SegmentedDataset
+from mip_lightning.data.subjects import Subject
+from mip_lightning.gamma_search import GammaSearch
 from mip_lightning.minibatch import DrawnGamma
 from mip_lightning.networks import ConstantWidthUNet, ScaleSpaceResNet, ScaleSpaceUNet
 from mip_lightning.requested_gamma import RequestedGamma
 from mip_lightning.tasks import Classification, CrossEntropyThenSoftDice, Segmentation
 from mip_lightning.tasks.dice import LabelDice
+from mip_lightning.tasks.volumes import clear_padding
 from mip_lightning.trainer import HyperTrainer
 
 
@@ -214,6 +220,132 @@ def test_segmentation_measures_the_most_probable_labels():
     logits = model.model.materialize(0.2)(batch["image"])
     assert torch.equal(output.prediction, logits.argmax(dim=1, keepdim=True).to(torch.uint8))
     assert output.target is batch["labels"]
+
+
+class Reading(nn.Module):
+    """Predicts the label that is one less than the image, and label 2 where the image is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        labels = torch.where(image > 0, image - 1, 2).long()[:, 0]
+        return self.weight * F.one_hot(labels, 3).movedim(-1, 1)
+
+
+def dice_of(found: np.ndarray, expected: np.ndarray, labels: Sequence[int]) -> float:
+    """The mean Dice of labels, counted by hand."""
+    masks = [(found == label, expected == label) for label in labels]
+    return float(np.mean([2 * (f & e).sum() / (f.sum() + e.sum()) for f, e in masks]))
+
+
+def of_sizes(*sizes: tuple[int, ...]) -> list[Subject]:
+    """Subjects of which ``Reading`` predicts some voxels wrong and some right."""
+    subjects = []
+    for index, size in enumerate(sizes):
+        true = torch.randint(0, 3, (1, *size), dtype=torch.uint8)
+        found = torch.where(torch.rand(true.shape) < 0.7, true, torch.randint_like(true, 3))
+        subjects.append(Subject(f"s{index}", f"p{index}", "", found + 1.0, true, torch.eye(4)))
+    return subjects
+
+
+SIZES = {
+    2: [(9, 10), (6, 5), (9, 7), (4, 10), (5, 5)],
+    3: [(6, 5, 4), (3, 5, 2), (4, 2, 3), (6, 4, 1), (5, 5, 4)],
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dice_is_over_each_images_own_voxels_in_batches_of_any_size(batch_size, backwards, dims):
+    subjects = of_sizes(*SIZES[dims])
+    alone = [dice_of(s.image.numpy() - 1, s.labels.numpy(), [1, 2]) for s in subjects]
+    assert max(alone) < 0.9
+    largest = np.max(SIZES[dims], axis=0).tolist()
+    ordered = subjects[::-1] if backwards else subjects
+    loader = DataLoader(SegmentedDataset(ordered, largest), batch_size)
+    model = Segmentation(Reading(), test_grid_size=2, validation_grid_size=2).eval()
+    (found,) = trainer().test(model, loader, verbose=False)
+    assert found["test_dice"] == pytest.approx(np.mean(alone))
+    (found,) = trainer().validate(model, loader, verbose=False)
+    assert found["val_dice"] == pytest.approx(np.mean(alone))
+    with torch.no_grad():
+        search = GammaSearch(model, list(loader), "dice", grid_size=2, tolerance=0.5)
+        by_subject = search.select("subject")
+        assert [by_subject[s.name].value for s in subjects] == pytest.approx(alone)
+        assert search.select("all")["all"].value == pytest.approx(np.mean(alone))
+        for label, best in search.select("label").items():
+            each = [dice_of(s.image.numpy() - 1, s.labels.numpy(), [int(label)]) for s in subjects]
+            assert best.value == pytest.approx(np.mean(each))
+        model.requested = RequestedGamma(model.model.prior, 0.25)
+        volumes = [volume for batch in loader for volume in model.predict_step(batch, 0)]
+    written = {volume.name.split("/")[0]: volume.values.numpy() for volume in volumes}
+    of_written = [dice_of(written[s.name], s.labels[0].numpy(), [1, 2]) for s in subjects]
+    assert of_written == pytest.approx(alone)
+
+
+def test_images_in_their_own_sizes_have_the_dice_that_they_have_in_a_batch():
+    subjects = of_sizes((9, 10), (6, 5))
+    values = [
+        trainer().test(
+            Segmentation(Reading(), test_grid_size=1),
+            DataLoader(SegmentedDataset(subjects, size), batch_size),
+            verbose=False,
+        )[0]["test_dice"]
+        for size, batch_size in ((None, 1), ([9, 10], 2))
+    ]
+    assert values[0] == pytest.approx(values[1])
+
+
+def test_labels_that_are_given_for_the_padding_do_not_count():
+    (sample,) = SegmentedDataset(of_sizes((4, 5)), [8, 8])
+    found, true = sample["image"][0, 2:6, 1:6].numpy() - 1, sample["labels"][0, 2:6, 1:6].numpy()
+    sample["labels"] = sample["labels"].clone()
+    sample["labels"][:, :2] = 1
+    loader = DataLoader([sample], 1)
+    (got,) = trainer().test(Segmentation(Reading(), test_grid_size=1), loader, verbose=False)
+    assert got["test_dice"] == pytest.approx(dice_of(found, true, [1, 2]))
+
+
+def test_padding_counts_in_the_loss_and_not_in_what_a_training_step_measures():
+    subjects = of_sizes((8, 8), (4, 5))
+    (batch,) = DataLoader(SegmentedDataset(subjects, [8, 8]), 2)
+    model = Segmentation(Reading()).train()
+    loss, prediction, _ = model.loss(batch, torch.tensor([[0.2]]))
+    logits = model.model.materialize(0.2)(batch["image"])
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["labels"][:, 0].long()))
+    assert prediction[1].sum() == (subjects[1].image - 1).sum()
+
+
+def test_a_training_step_does_not_look_at_sizes_on_a_device():
+    labels, size = torch.ones(2, 1, 8, 9), torch.tensor([[8, 9], [4, 5]])
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        size.to("meta").tolist()  # a device whose values nobody can read
+    cleared = clear_padding(labels.to("meta"), {"size": size.to("meta")})
+    assert cleared.shape == labels.shape
+
+
+def test_sizes_may_be_integers_too_small_for_the_padded_size():
+    labels, size = torch.ones(1, 1, 300, 4), torch.tensor([[30, 4]], dtype=torch.uint8)
+    cleared = clear_padding(labels, {"size": size})
+    assert cleared[0, 0, 135:165].sum() == cleared.sum() == 120
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (torch.tensor([[10, 12], [12, 10]]), r"size=\[10, 12\].*does not fit into the 12 x 10"),
+        (torch.tensor([[12, 10], [0, 10]]), r"size=\[0, 10\]"),
+        (torch.tensor([[12, 10, 1]] * 2), r"shape \(2, 3\).*integers of shape \(2, 2\)"),
+        (torch.tensor([[12.0, 10.0]] * 2), "float32"),
+        ([torch.tensor([12, 12]), torch.tensor([10, 10])], "size of a batch: list"),
+    ],
+)
+def test_a_size_that_is_none_of_images_in_the_middle_is_refused(size, says):
+    with pytest.raises(UsageError, match=says):
+        segmentation().loss(labelled() | {"size": size}, torch.tensor([[0.2]]))
 
 
 @pytest.mark.parametrize("channels", [1, 300])

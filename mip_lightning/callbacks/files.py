@@ -9,8 +9,10 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from mip_lightning.errors import UsageError
+from mip_lightning.precision import at_least_float32
 
 Value: TypeAlias = str | int | float
 
@@ -57,6 +59,12 @@ def publish_figure(trainer: Trainer, figure: Figure, path: Path, tag: str | None
 def symbol(name: str) -> str:
     """How figures write the name of a dimension of gamma."""
     return r"$\gamma$" if name == "gamma" else name
+
+
+def legible(values: Tensor) -> Tensor:
+    """On the CPU; half precision in float32, which NumPy and other programs read."""
+    values = values.cpu()
+    return at_least_float32(values) if values.is_floating_point() else values
 
 
 class StepTable:

@@ -1,5 +1,6 @@
 """GradientStats: how large gradients are, and how much they vary (paper, Figure 3c)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,14 +200,15 @@ def draw(
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("epoch")
     left.set_ylabel("norm of the gradient")
-    left.set_yscale("log")
+    _scale(left, [float(row["mean"]) for row in epochs])
     left.grid(alpha=0.3)
     left.legend(fontsize="small", title="with respect to")
     gamma = torch.tensor([[float(row[name]) for name in gammas] for row in minibatches])
     x = gamma[:, 0] if len(gammas) == 1 else gamma.norm(dim=1)
+    norms = [float(row["theta"]) for row in minibatches]
     points = right.scatter(
         x,
-        [float(row["theta"]) for row in minibatches],
+        norms,
         c=[int(row["epoch"]) + 1 for row in minibatches],
         s=6,
     )
@@ -216,7 +218,7 @@ def draw(
         f"hypernetwork input {symbol(gammas[0])}" if len(gammas) == 1 else r"norm of $\gamma$"
     )
     right.set_ylabel(r"norm of the gradient with respect to $\theta$")
-    right.set_yscale("log")
+    _scale(right, norms)
     right.grid(alpha=0.3)
     return figure
 
@@ -228,6 +230,11 @@ def _draw_epochs(axes: Axes, color: str, part: str, rows: list[Mapping[str, Any]
     axes.plot(epoch, mean, ".-", color=color, label=label)
     lowest = torch.minimum(mean, torch.tensor([float(row["minimum"]) for row in rows]))
     axes.fill_between(epoch, torch.maximum(mean - std, lowest), mean + std, color=color, alpha=0.2)
+
+
+def _scale(axes: Axes, norms: list[float]) -> None:
+    """A logarithmic scale, unless all norms are 0 or none is a number."""
+    axes.set_yscale("log" if any(0 < norm < math.inf for norm in norms) else "linear")
 
 
 def _is_logged(trainer: Trainer) -> bool:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from mip_lightning.callbacks.files import run_folder
+from mip_lightning.callbacks.files import legible, run_folder
+from mip_lightning.errors import UsageError
 from mip_lightning.minibatch import Volume
 
 
@@ -58,8 +60,18 @@ class NiftiWriter(BasePredictionWriter):
 
 
 def nifti(volume: Volume) -> nibabel.Nifti1Image:
-    """A volume as NIfTI has it."""
-    values = volume.values.numpy()
+    """A volume as NIfTI has it.
+
+    Raises:
+        UsageError: If its affine is in half precision.
+    """
+    if volume.affine.dtype in (torch.float16, torch.bfloat16):
+        raise UsageError(
+            f"affine of {volume.name}: it is in {volume.affine.dtype}, which rounds 130.3 mm:"
+            " the trainer's precision rounds the tensors of a batch, so give affines as arrays of"
+            " NumPy, or predict with precision='32-true'"
+        )
+    values = legible(volume.values).numpy()
     axes = values.ndim - volume.is_vector
     shape = [*values.shape[:axes], *[1] * (3 - axes)]
     if volume.is_vector:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from mip_lightning.callbacks.files import run_folder, writes_files
+from mip_lightning.callbacks.files import legible, run_folder, writes_files
 from mip_lightning.errors import UsageError
 
 SUFFIXES = (".csv", ".pt")
@@ -61,7 +61,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Gather from all ranks and write on the first."""
         columns = {
-            name: torch.cat([batch[name].cpu() for batch in predictions])
+            name: torch.cat([legible(batch[name]) for batch in predictions])
             for name in (predictions[0] if predictions else {})
         }
         num_samples = len(next(iter(columns.values()), ()))

@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -18,6 +17,8 @@ from mip_lightning.callbacks.files import StepTable, writes_files
 from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
 from mip_lightning.callbacks.minibatch_records import MinibatchRecords
 from mip_lightning.errors import UsageError
+from mip_lightning.finite import NonFiniteError, way_out
+from mip_lightning.norms import total_norm
 
 OnNonFinite: TypeAlias = Literal["stop", "skip"]
 
@@ -29,10 +30,6 @@ MIN_HISTORY = 20
 
 PLACE = ("step", "epoch", "batch", "rank")
 SPIKE = "spike"
-
-
-class NonFiniteError(UsageError):
-    """The loss or a gradient is not a finite number: training cannot go on as it is set up."""
 
 
 class TrainingStability(HyperCallback):
@@ -132,7 +129,7 @@ class TrainingStability(HyperCallback):
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             return
         gradients = [p.grad for p in self._watched if p.grad is not None]
-        self._gradient = nn.utils.get_total_norm(gradients) if gradients else 0.0
+        self._gradient = total_norm(gradients) if gradients else 0.0
         if self.on_non_finite == "skip":
             loss = hyper_module(pl_module).latest_loss
             finite = math.isfinite(self._gradient) and math.isfinite(loss)
@@ -222,21 +219,8 @@ class TrainingStability(HyperCallback):
 def _explain(trainer: Trainer, event: dict[str, Any], columns: tuple[str, ...]) -> str:
     gammas = [name for name in columns if name not in (*PLACE, "loss", "gradient")]
     gamma = ", ".join(f"{name} = {event[name]:g}" for name in gammas)
-    path = _latest_checkpoint(trainer)
-    way_out = f"go on from {path}" if path else "there is no checkpoint yet: start again"
     return (
         f"{event['event']} at step {event['step']} (epoch {event['epoch']}, batch {event['batch']},"
-        f" rank {event['rank']}, {gamma}): {way_out} with a lower learning rate, or leave"
+        f" rank {event['rank']}, {gamma}): {way_out(trainer)} with a lower learning rate, or leave"
         " out such steps by on_non_finite='skip'"
     )
-
-
-def _latest_checkpoint(trainer: Trainer) -> str:
-    """The newest file; Lightning names a checkpoint before it is written, and forgets others."""
-    folders = {
-        Path(checkpoint.dirpath)
-        for checkpoint in trainer.checkpoint_callbacks
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None
-    }
-    written = [path for folder in folders for path in folder.glob("*.ckpt")]
-    return str(max(written, key=lambda path: path.stat().st_mtime)) if written else ""

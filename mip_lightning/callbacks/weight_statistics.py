@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mip_lightning.hypermodel import HyperModel
 from mip_lightning.norms import norm
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Prior
 
 ALL = "all"
@@ -65,7 +66,7 @@ def weight_statistics(model: HyperModel, grid: Float[Tensor, "n D"]) -> dict[str
     """Statistics of the predicted weights, for ``all`` and for each predicted tensor."""
     found: dict[str, list[Tensor]] = defaultdict(list)
     for gamma in grid:
-        theta = model.theta(gamma)
+        theta = {name: at_least_float32(t) for name, t in model.theta(gamma).items()}
         everything = torch.cat([tensor.flatten() for tensor in theta.values()])
         for name, tensor in {ALL: everything, **theta}.items():
             found[name].append(torch.stack([tensor.std(correction=0), tensor.mean(), norm(tensor)]))

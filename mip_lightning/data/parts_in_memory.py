@@ -1,11 +1,12 @@
 """PartsInMemory: the loaders of training, validation and test samples that lie in memory."""
 
 from abc import ABC
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mip_lightning.errors import UsageError
 
@@ -24,6 +25,9 @@ class PartsInMemory(LightningDataModule, ABC):
     Raises:
         UsageError: If a value is out of range.
     """
+
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
+    """What makes a batch of samples."""
 
     def __init__(
         self, batch_size: int, drop_last: bool, num_workers: int, predict_on: Part = "test"
@@ -64,6 +68,7 @@ class PartsInMemory(LightningDataModule, ABC):
             shuffle=shuffle,
             drop_last=drop_last,
             num_workers=self.num_workers,
+            collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -4,9 +4,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from mip_lightning.data.parts_in_memory import Part, PartsInMemory
 from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
@@ -14,6 +16,15 @@ from mip_lightning.data.template_brains import TemplateBrains
 from mip_lightning.errors import UsageError
 
 Sample = dict[str, Tensor | str]
+
+
+def _with_exact_affines(samples: list[Sample]) -> dict[str, Any]:
+    """A batch as PyTorch makes it, but with the affines in an array of NumPy.
+
+    A trainer in half precision rounds all tensors of a batch, and a file would be displaced.
+    """
+    affines = np.stack([np.asarray(sample["affine"]) for sample in samples])
+    return {**default_collate(samples), "affine": affines}
 
 
 class SubjectData(PartsInMemory):
@@ -60,6 +71,8 @@ class SubjectData(PartsInMemory):
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
         self.label_names: dict[int, str] = {}
+
+    collate = staticmethod(_with_exact_affines)
 
     @abstractmethod
     def dataset(self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None) -> Any:

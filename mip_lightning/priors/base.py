@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
+from mip_lightning.precision import default_dtype
 
 GRID_SEED = 0
 """Seed of the fixed permutations that spread a grid over more than one dimension."""
@@ -60,7 +61,7 @@ class Prior(ABC):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw ``n`` values of gamma on the CPU."""
-        return self.quantile(torch.rand(n, self.dim, generator=generator))
+        return self.quantile(torch.rand(n, self.dim, generator=generator, dtype=default_dtype()))
 
     def grid(self, n: int) -> Float[Tensor, "points D"]:
         """The values of gamma over which evaluation sweeps: ``n``, or fewer where there are fewer.
@@ -109,9 +110,10 @@ class Prior(ABC):
         """The part of ``check`` that needs shapes only, and so waits for no device."""
         if isinstance(gamma, (str, Mapping)):
             raise UsageError(f"gamma={gamma!r}: {self} takes numbers")
-        values = torch.as_tensor(gamma)
+        dtype = None if hasattr(gamma, "dtype") else default_dtype()
+        values = torch.as_tensor(gamma, dtype=dtype)
         if not values.is_floating_point():
-            values = values.to(torch.get_default_dtype())
+            values = values.to(default_dtype())
         draws = values.reshape(1, -1) if values.ndim < 2 else values
         if draws.ndim != 2 or draws.shape[1] != self.dim or draws.shape[0] == 0:
             raise UsageError(
@@ -155,9 +157,9 @@ class Prior(ABC):
 
 def evenly_spaced(n: int) -> Float[Tensor, " n"]:
     """Levels with both end points; the middle where n is 1."""
-    return torch.linspace(0.0, 1.0, n) if n > 1 else torch.tensor([0.5])
+    return torch.linspace(0.0, 1.0, n, dtype=default_dtype()) if n > 1 else middles(n)
 
 
 def middles(n: int) -> Float[Tensor, " n"]:
     """The middles of ``n`` equally probable parts."""
-    return (torch.arange(n) + 0.5) / n
+    return (torch.arange(n, dtype=default_dtype()) + 0.5) / n

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
+from mip_lightning.precision import default_dtype
 from mip_lightning.priors.base import Gamma, Prior
 from mip_lightning.priors.continuous import Bounded
 
@@ -216,7 +217,7 @@ class EndPointOversampling(_Around):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw, each dimension by itself."""
         gamma = self.prior.sample(n, generator)
-        chance = torch.rand(n, self.dim, generator=generator)
+        chance = torch.rand(n, self.dim, generator=generator, dtype=default_dtype())
         gamma[chance < self.probability] = self.prior.low
         gamma[chance < self.probability / 2] = self.prior.high
         return gamma
@@ -247,7 +248,7 @@ class Stratified(_Around):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw ``n`` values on the CPU."""
         parts = [torch.randperm(n, generator=generator) for _ in range(self.dim)]
-        within = torch.rand(n, self.dim, generator=generator)
+        within = torch.rand(n, self.dim, generator=generator, dtype=default_dtype())
         levels = (torch.stack(parts, dim=1) + within) / n
         # An unbounded prior is infinite at the levels 0 and 1.
         smallest = torch.finfo(levels.dtype).eps / 2

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
+from mip_lightning.precision import default_dtype
 from mip_lightning.priors.base import Prior, evenly_spaced, middles
 
 
@@ -248,7 +249,8 @@ class Normal(Prior):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
         """Draw ``n`` values on the CPU (not through the quantile, infinite at level 0)."""
-        return self.mean + self.std * torch.randn(n, self.dim, generator=generator)
+        standard = torch.randn(n, self.dim, generator=generator, dtype=default_dtype())
+        return self.mean + self.std * standard
 
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
         """``1 / (1 + exp(-(gamma - mean) / std))``."""

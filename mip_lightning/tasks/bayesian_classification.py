@@ -1,6 +1,6 @@
 """Bayesian classification: gamma is a latent draw, the trained weights a posterior's samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -9,14 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import StepOutput
-from mip_lightning.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.module import DrawsPerBatch, HyperLightningModule, Stage
 from mip_lightning.parts import PartOptions
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Prior
+from mip_lightning.sweep import NaNAware
 from mip_lightning.tasks.label_range import LabelRange
 from mip_lightning.tasks.uncertainty import (
     NegativeLogLikelihood,
@@ -99,16 +102,13 @@ class BayesianClassification(HyperLightningModule):
         self.label_smoothing = label_smoothing
         self._label_range = LabelRange()
         generator = torch.Generator().manual_seed(ENSEMBLE_SEED)
-        self.ensemble_gamma: Tensor
-        self.register_buffer(
-            "ensemble_gamma", prior.sample(ensemble_size, generator), persistent=False
-        )
+        # No buffer, and the metrics no submodules: these keep their own precision.
+        self.ensemble_gamma = prior.sample(ensemble_size, generator)
         self._ensemble_metrics: dict[str, Metric] = {
-            **self.configure_metrics(),
+            **{name: NaNAware(metric) for name, metric in self.configure_metrics().items()},
             "predictive_entropy": MeanMetric(nan_strategy="disable"),
             "mutual_information": MeanMetric(nan_strategy="disable"),
         }
-        self.ensemble_metrics = nn.ModuleDict(self._ensemble_metrics)  # moves with the module
 
     def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
         """Cross-entropy, in nats, with label smoothing where asked for.
@@ -117,7 +117,7 @@ class BayesianClassification(HyperLightningModule):
             UsageError: If a label is no class of the primary.
         """
         images, labels = batch
-        logits = self(images, gamma)
+        logits = at_least_float32(self(images, gamma))
         self._label_range.check(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return StepOutput(loss, logits.detach().log_softmax(dim=-1), labels)
@@ -130,9 +130,16 @@ class BayesianClassification(HyperLightningModule):
             "calibration_error": TopLabelCalibrationError(),
         }
 
-    def test_step(self, batch: ImagesAndLabels, batch_idx: int) -> None:
-        """Sweep the grid, then add the prediction averaged over draws."""
-        super().test_step(batch, batch_idx)
+    @override
+    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
+        if stage == "val":
+            return {}
+        return {f"{name}_ensemble": metric for name, metric in self._ensemble_metrics.items()}
+
+    @override
+    def update_extra_metrics(self, batch: ImagesAndLabels, stage: Stage) -> None:
+        if stage == "val":
+            return
         images, labels = batch
         log_probabilities = self._draw_predictions(images)
         average = ensemble(log_probabilities)
@@ -141,18 +148,6 @@ class BayesianClassification(HyperLightningModule):
             metrics[name].update(average, labels)
         metrics["predictive_entropy"].update(entropy(average))
         metrics["mutual_information"].update(mutual_information(log_probabilities))
-
-    def on_test_epoch_start(self) -> None:
-        """As every task's, and forget an ensemble that was broken off."""
-        super().on_test_epoch_start()
-        for metric in self._ensemble_metrics.values():
-            metric.reset()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test curves and what holds of the ensemble."""
-        super().on_test_epoch_end()
-        for name, metric in self._ensemble_metrics.items():
-            self.log(f"test_{name}_ensemble", metric.compute(), sync_dist=True)
 
     def predict_step(
         self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
@@ -182,4 +177,4 @@ class BayesianClassification(HyperLightningModule):
         gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
         draws = self.evaluation_draws.of(self.model, gammas)
         logits = [drawn.run(self.model, images) for drawn in draws]
-        return torch.stack(logits).log_softmax(dim=-1)
+        return at_least_float32(torch.stack(logits)).log_softmax(dim=-1)

@@ -15,6 +15,7 @@ from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import StepOutput
 from mip_lightning.module import DrawsPerBatch, HyperLightningModule
 from mip_lightning.parts import PartOptions
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Prior, Uniform
 from mip_lightning.tasks.label_range import LabelRange
 from mip_lightning.theta import ThetaConfig
@@ -96,7 +97,7 @@ class Classification(HyperLightningModule):
             UsageError: If a label is no class of the primary.
         """
         images, labels = batch
-        logits = self(images, gamma)
+        logits = at_least_float32(self(images, gamma))
         self._label_range.check(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return StepOutput(loss, logits.detach(), labels)
@@ -124,5 +125,5 @@ class Classification(HyperLightningModule):
         if self.requested is None:
             raise UsageError("Classification predicts at a gamma: give predict --gamma 0.3")
         (drawn,) = self.evaluation_draws.of(self.model, self.requested.one)
-        logits = drawn.run(self.model, images)
+        logits = at_least_float32(drawn.run(self.model, images))
         return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

@@ -106,9 +106,15 @@ def forward_differences(field: Float[Tensor, "B D *S"]) -> list[Float[Tensor, "B
 
 
 def spatial_gradient(field: Float[Tensor, "B D *S"]) -> Float[Tensor, "B D D *S"]:
-    """Derivatives along each axis (third dimension): central, one-sided at the border."""
-    axes = tuple(range(2, field.ndim))
-    return torch.stack(torch.gradient(field, dim=axes), dim=2)
+    """Derivatives along each axis (third dimension): central, one-sided at the border.
+
+    Along an axis of one voxel all voxels are taken to be the same: 0.
+    """
+    derivatives = [
+        torch.gradient(field, dim=axis)[0] if field.shape[axis] > 1 else torch.zeros_like(field)
+        for axis in range(2, field.ndim)
+    ]
+    return torch.stack(derivatives, dim=2)
 
 
 def jacobian_determinant(displacement: Float[Tensor, "B D *S"]) -> Float[Tensor, "B *S"]:

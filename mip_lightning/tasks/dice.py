@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from monai.metrics import compute_dice
 from torch import Tensor
 
+from mip_lightning.precision import float32_by_default
 from mip_lightning.sweep import LabelledMetric
 
 NUM_LABELS = 256
@@ -25,13 +26,14 @@ def dice_by_label(
         expected: Labels of the fixed images, or the true ones.
         num_labels: Number of labels with the background, L + 1.
     """
-    dice: Tensor = compute_dice(
-        found,
-        expected,
-        include_background=False,
-        ignore_empty=False,
-        num_classes=num_labels,
-    )
+    with float32_by_default():
+        dice: Tensor = compute_dice(
+            found,
+            expected,
+            include_background=False,
+            ignore_empty=False,
+            num_classes=num_labels,
+        )
     there = torch.zeros(len(found), num_labels, dtype=torch.bool, device=found.device)
     for labels in (found, expected):
         there.scatter_(1, labels.long().flatten(1), True)

@@ -1,6 +1,6 @@
 """HyperMorph: deformable registration at every weight of its regularization at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.draws import written
 from mip_lightning.errors import UsageError
 from mip_lightning.hypermodel import Formulation
 from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, StepOutput, Volume
-from mip_lightning.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.module import DrawsPerBatch, HyperLightningModule, Stage
 from mip_lightning.parts import PartOptions
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Prior, Uniform
 from mip_lightning.tasks.deformation import (
     Deformation,
@@ -123,7 +125,8 @@ class Registration(HyperLightningModule):
             )
         self.bidirectional = bidirectional
         self.divisible_by = divisible_by
-        self.dice_before = MeanDice()
+        # In a mapping it is no submodule, and keeps its own precision.
+        self._before = {"dice": MeanDice()}
 
     def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
         """What the primary makes of the images, in voxels.
@@ -145,7 +148,7 @@ class Registration(HyperLightningModule):
                 f" of {' x '.join(map(str, size))}: a flow has {len(size)} channels"
             )
         # Positions of voxels are beyond half precision: bf16 knows 256 and 258, but not 257.
-        return flow.to(torch.promote_types(flow.dtype, torch.float32))
+        return at_least_float32(flow)
 
     def deformed(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Deformed:
         """The displacement of a batch at gamma, and the field that is regularized.
@@ -183,6 +186,11 @@ class Registration(HyperLightningModule):
         )
         return torch.stack([self.similarity(w, f) for w, f in groups])
 
+    @property
+    def dice_before(self) -> MeanDice:
+        """Dice before registration."""
+        return self._before["dice"]
+
     def configure_metrics(self) -> dict[str, Metric]:
         """Mean Dice, share of folded voxels, mean gradient magnitude."""
         return {
@@ -198,46 +206,22 @@ class Registration(HyperLightningModule):
         names = zip(batch["moving_name"], batch["fixed_name"], strict=True)
         return [f"{moving}_to_{fixed}" for moving, fixed in names]
 
-    def validation_step(self, batch: Pair, batch_idx: int) -> None:
-        """Sweep the grid, and measure Dice before registration."""
-        super().validation_step(batch, batch_idx)
-        self._measure_before(batch)
+    @override
+    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
+        return {"dice_before": self.dice_before}
 
-    def test_step(self, batch: Pair, batch_idx: int) -> None:
-        """Sweep the grid, and measure Dice before registration."""
-        super().test_step(batch, batch_idx)
-        self._measure_before(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """As every task's, and forget a measurement that was broken off."""
-        super().on_validation_epoch_start()
-        self.dice_before.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """As every task's, and forget a measurement that was broken off."""
-        super().on_test_epoch_start()
-        self.dice_before.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation curves and the Dice before registration."""
-        self._log_before("val")
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test curves and the Dice before registration."""
-        self._log_before("test")
-        super().on_test_epoch_end()
-
-    def _measure_before(self, batch: Pair) -> None:
+    @override
+    def update_extra_metrics(self, batch: Pair, stage: Stage) -> None:
         moving = batch["moving"]
         shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
-        nowhere = torch.zeros(shape, device=moving.device)
+        nowhere = torch.zeros(shape, device=moving.device, dtype=torch.float32)
         self.dice_before.update(nowhere, batch)
 
-    def _log_before(self, stage: str) -> None:
-        before = self.dice_before.compute()
-        self.log(f"{stage}_dice_before", before, sync_dist=True)
-        self.references = {"dice": ("before registration", float(before))}
+    @property
+    @override
+    def references(self) -> dict[str, tuple[str, float]]:
+        before = self.extra_values.get("dice_before")
+        return {} if before is None else {"dice": ("before registration", float(before))}
 
     def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
         """Warped image, warped labels and displacement of each pair at each requested gamma.
@@ -273,7 +257,7 @@ class Registration(HyperLightningModule):
         # Both images are padded, and a file counts the voxels of each without its margin.
         shift = [own.start - moving.start for own, moving in zip(box, moving_box, strict=True)]
         images["displacement"] = displacement[0].movedim(0, -1) + displacement.new_tensor(shift)
-        where = pair["affine"][0] if "affine" in pair else torch.eye(4)
+        where = torch.as_tensor(pair["affine"][0]) if "affine" in pair else torch.eye(4)
         return [
             Volume(f"{stem}_{name}", image[box].cpu(), where.cpu(), is_vector=image.ndim > axes)
             for name, image in images.items()
@@ -294,7 +278,7 @@ class Registration(HyperLightningModule):
             torch.cat(images)[:, 0].cpu(),
             torch.cat(displacements).cpu(),
             gammas[:, 0].tolist(),
-            pair["affine"][0].cpu() if "affine" in pair else None,
+            torch.as_tensor(pair["affine"][0]).cpu() if "affine" in pair else None,
         )
         return {"registration": figure}
 

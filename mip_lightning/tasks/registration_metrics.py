@@ -1,8 +1,12 @@
-"""What registration is measured by, each of a displacement and the pair that it belongs to."""
+"""What registration is measured by, each of a displacement and the pair that it belongs to.
+
+All are over each fixed image's own voxels, without padding (``volumes.py``).
+"""
 
 from abc import abstractmethod
 from typing import NotRequired, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +15,7 @@ from torchmetrics import Metric
 from mip_lightning.errors import UsageError
 from mip_lightning.tasks.deformation import jacobian_determinant, spatial_gradient
 from mip_lightning.tasks.dice import LabelDice
+from mip_lightning.tasks.volumes import clear_padding, own_voxels
 from mip_lightning.warping import warped
 
 
@@ -25,7 +30,8 @@ class Pair(TypedDict):
         moving_name: Name of each moving image, for files.
         fixed_name: Name of each fixed image, for files.
         affine: From the fixed image's voxels to millimetres, shape ``(B, 4, 4)``, for files.
-        size: Size of the fixed image, in the middle of S, shape ``(B, D)``, for files.
+        size: Size of the fixed image, in the middle of S, shape ``(B, D)``, for metrics and files;
+            by default S.
         moving_size: Size of the moving image, in the middle of S, shape ``(B, D)``, for files; by
             default that of the fixed one.
     """
@@ -36,7 +42,7 @@ class Pair(TypedDict):
     fixed_labels: NotRequired[Tensor]
     moving_name: NotRequired[list[str]]
     fixed_name: NotRequired[list[str]]
-    affine: NotRequired[Tensor]
+    affine: NotRequired[Tensor | np.ndarray]
     size: NotRequired[Tensor]
     moving_size: NotRequired[Tensor]
 
@@ -51,20 +57,20 @@ class MeanDice(LabelDice):
         """Add a batch.
 
         Raises:
-            UsageError: If the pair has no labels.
+            UsageError: If the pair has no labels, or ``size`` is not that of images in the middle.
         """
         if "moving_labels" not in pair or "fixed_labels" not in pair:
             raise UsageError(
                 "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
             )
-        labels = pair["moving_labels"].to(displacement.dtype)
-        self.add(
-            warped(labels, displacement, "nearest"), pair["fixed_labels"].to(displacement.dtype)
-        )
+        moving = pair["moving_labels"].to(displacement.dtype)
+        found = warped(moving, displacement, "nearest")
+        expected = pair["fixed_labels"].to(displacement.dtype)
+        self.add(clear_padding(found, pair), clear_padding(expected, pair))
 
 
 class _MeanOverVoxels(Metric):
-    """Mean of something over voxels and samples."""
+    """Mean of something over each sample's own voxels, then over samples."""
 
     is_differentiable = False
     full_state_update = False
@@ -81,8 +87,14 @@ class _MeanOverVoxels(Metric):
         """What is averaged."""
 
     def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:
-        """Add a batch."""
-        self.total += self.measure(displacement).mean() * len(displacement)
+        """Add a batch.
+
+        Raises:
+            UsageError: If ``size`` is not that of images in the middle.
+        """
+        # Crop first: a difference across the border of the image would contain the padding.
+        for own in own_voxels(displacement, pair):
+            self.total += self.measure(own).mean() * len(own)
         self.count += len(displacement)
 
     def compute(self) -> Float[Tensor, ""]:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.draws import written
 from mip_lightning.errors import UsageError
@@ -17,12 +19,13 @@ from mip_lightning.hypernetwork import HypernetworkConfig
 from mip_lightning.minibatch import DrawnGamma, StepOutput, Volume
 from mip_lightning.module import DrawsPerBatch, HyperLightningModule
 from mip_lightning.parts import PartOptions
+from mip_lightning.precision import at_least_float32
 from mip_lightning.priors import Prior, Uniform
 from mip_lightning.tasks.dice import NUM_LABELS, LabelDice
 from mip_lightning.tasks.label_range import LabelRange
 from mip_lightning.tasks.segmentation_figure import draw_segmentation
 from mip_lightning.tasks.segmentation_losses import CrossEntropyThenSoftDice
-from mip_lightning.tasks.volumes import in_the_middle
+from mip_lightning.tasks.volumes import clear_padding, in_the_middle
 from mip_lightning.theta import ThetaConfig
 
 SWITCHED = "objective_switched"
@@ -37,13 +40,14 @@ class LabelledImages(TypedDict):
         labels: Integer labels, 0 the background, shape ``(B, 1, *S)``.
         name: Name of each image, for files.
         affine: From voxels to millimetres, shape ``(B, 4, 4)``, for files.
-        size: Size of the image, in the middle of S, shape ``(B, D)``, for files.
+        size: Size of the image, in the middle of S, shape ``(B, D)``, for metrics and files; by
+            default S.
     """
 
     image: Tensor
     labels: Tensor
     name: NotRequired[list[str]]
-    affine: NotRequired[Tensor]
+    affine: NotRequired[Tensor | np.ndarray]
     size: NotRequired[Tensor]
 
 
@@ -53,9 +57,9 @@ class Segmentation(HyperLightningModule):
     A primary whose ``forward`` has an argument ``gamma`` gets it, as ``ScaleSpaceUNet``, which
     rescales by it: 0.5 halves. What is not said is the paper's for these.
 
-    Validation and test log the mean Dice without the background, averaged over the grid of gamma
-    and at its best; ``val_dice`` chooses the checkpoint. ``curves["dice"].by_label`` holds each
-    label's.
+    Validation and test log the mean Dice without the background, over each image's own voxels,
+    averaged over the grid of gamma and at its best; ``val_dice`` chooses the checkpoint.
+    ``curves["dice"].by_label`` holds each label's.
 
     Source: paper, Sections 5.1 and A.4.
 
@@ -114,27 +118,26 @@ class Segmentation(HyperLightningModule):
         self._label_range = LabelRange()
 
     def loss(self, batch: LabelledImages, gamma: Float[Tensor, "K D"]) -> StepOutput:
-        """The objective.
+        """The objective, over all voxels; labels for the metrics without the padding.
 
         Raises:
             UsageError: If the primary's output has another size than the image or too few or many
-                channels, or a label is no class of it.
+                channels, a label is no class of it, or ``size`` is not that of images in the
+                middle.
         """
         labels = batch["labels"]
         logits = self._logits(batch, gamma)
         self._label_range.check(labels, logits.shape[1])
-        return StepOutput(self.objective(logits, labels), _labels_of(logits), labels)
+        loss = self.objective(logits, labels)
+        return StepOutput(loss, _labels_of(logits, batch), clear_padding(labels, batch))
 
     def configure_metrics(self) -> dict[str, Metric]:
         """Mean Dice."""
         return {"dice": LabelDice()}
 
-    def on_fit_start(self) -> None:
-        """Refuse a share of training that has no end.
-
-        Raises:
-            UsageError: If the objective switches there.
-        """
+    @override
+    def start_training(self) -> None:
+        super().start_training()
         objective = self.objective
         if isinstance(objective, CrossEntropyThenSoftDice) and 0 < objective.switch_at < 1:
             steps = self.trainer.estimated_stepping_batches
@@ -145,21 +148,22 @@ class Segmentation(HyperLightningModule):
                     " length, or an epoch"
                 )
 
-    def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Tell the objective how far training is."""
+    @override
+    def start_batch(self) -> None:
         if isinstance(self.objective, CrossEntropyThenSoftDice):
             share = self.trainer.global_step / self.trainer.estimated_stepping_batches
             self.objective.progress(self.current_epoch, share)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how far the objective is."""
-        super().on_save_checkpoint(checkpoint)
+    @override
+    def keep_in_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().keep_in_checkpoint(checkpoint)
         if isinstance(self.objective, CrossEntropyThenSoftDice):
             checkpoint[SWITCHED] = self.objective.switched
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Measure the objective that the checkpoint's training had come to."""
-        super().on_load_checkpoint(checkpoint)
+    @override
+    def take_from_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Validation and test measure the objective that the checkpoint's training had come to.
+        super().take_from_checkpoint(checkpoint)
         if isinstance(self.objective, CrossEntropyThenSoftDice):
             self.objective.switched = checkpoint.get(SWITCHED, self.objective.switched)
 
@@ -178,7 +182,7 @@ class Segmentation(HyperLightningModule):
             one = _one(batch, index)
             image = one["image"]
             box = in_the_middle(image.shape[2:], one["size"][0] if "size" in one else None)
-            affine = one["affine"][0].cpu() if "affine" in one else torch.eye(4)
+            affine = torch.as_tensor(one["affine"][0]).cpu() if "affine" in one else torch.eye(4)
             for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
                 found = self._labels_at(one, drawn)[box].cpu()
                 stem = f"{name}/gamma_{written(drawn.gamma[0])}"
@@ -193,18 +197,18 @@ class Segmentation(HyperLightningModule):
         draws = map(DrawnGamma, gammas.split(1))
         found = torch.stack([self._labels_at(one, drawn).cpu() for drawn in draws])
         figure = draw_segmentation(
-            one["image"][0, 0].float().cpu(),
+            at_least_float32(one["image"][0, 0]).cpu(),
             one["labels"][0, 0].cpu(),
             found,
             [written(gamma, ", ") for gamma in gammas],
             self.label_names,
-            one["affine"][0].cpu() if "affine" in one else None,
+            torch.as_tensor(one["affine"][0]).cpu() if "affine" in one else None,
         )
         return {"segmentation": figure}
 
     def _labels_at(self, one: LabelledImages, drawn: DrawnGamma) -> Tensor:
         with self._draws(drawn):
-            labels: Tensor = _labels_of(self._logits(one, drawn.gamma))[0, 0]
+            labels: Tensor = _labels_of(self._logits(one, drawn.gamma), one)[0, 0]
         return labels
 
     def _logits(self, batch: LabelledImages, gamma: Float[Tensor, "K D"]) -> Tensor:
@@ -231,6 +235,7 @@ def _one(batch: LabelledImages, index: int) -> LabelledImages:
     return sample
 
 
-def _labels_of(logits: Float[Tensor, "B L *S"]) -> Tensor:
-    """The most probable label of each voxel, as bytes, shape ``(B, 1, *S)``."""
-    return logits.detach().argmax(dim=1, keepdim=True).to(torch.uint8)
+def _labels_of(logits: Float[Tensor, "B L *S"], batch: LabelledImages) -> Tensor:
+    """The most probable label of each own voxel of an image, as bytes, shape ``(B, 1, *S)``."""
+    labels = logits.detach().argmax(dim=1, keepdim=True).to(torch.uint8)
+    return clear_padding(labels, batch)

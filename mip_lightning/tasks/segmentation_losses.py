@@ -6,12 +6,12 @@ A weighted sum of both is MONAI's ``DiceCELoss``.
 import math
 
 import monai.losses
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
+from mip_lightning.precision import at_least_float32
 
 
 class CrossEntropyThenSoftDice(nn.Module):
@@ -64,7 +64,7 @@ class CrossEntropyThenSoftDice(nn.Module):
             logits: What the primary gives.
             labels: Labels in [0, C).
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         if self.switched:
             loss: Tensor = self.soft_dice(logits, labels)
             return loss

@@ -83,3 +83,5 @@ class TopLabelCalibrationError(BinaryCalibrationError):
         """Add a batch."""
         confidence, predicted = log_probabilities.exp().max(dim=-1)
         super().update(confidence.clamp(max=1.0), (predicted == target).long())
+        # Ranks gather states of one type, and the empty one of a rank without samples is real.
+        self.accuracies[-1] = self.accuracies[-1].to(confidence.dtype)
