@@ -1,6 +1,8 @@
 """The command line: ``mip-lightning fit | validate | test | predict | ...``, by LightningCLI."""
 
 import argparse
+import difflib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,16 +22,21 @@ from lightning.pytorch.cli import (
     instantiate_class,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from mip_lightning.callbacks import (
+    BestCheckpoint,
     GammaCurve,
     HyperModelSummary,
     LastCheckpoint,
     NiftiWriter,
     PredictionWriter,
     RunProgressBar,
+    StopOnSignal,
+    StoppedBySignal,
 )
 from mip_lightning.errors import UsageError
 from mip_lightning.messages import OneLineParser, one_line, usage_error
@@ -38,8 +45,11 @@ from mip_lightning.optimizers import FACTORED
 from mip_lightning.plain_files import load_plain
 from mip_lightning.run_directory import (
     CHECKPOINTS,
+    LAST,
+    Claim,
     claim,
     free_config,
+    is_inherited,
     latest_config,
     release,
     run_of_checkpoint,
@@ -60,6 +70,10 @@ EXPECTED_WARNINGS = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # A run that is resumed in its own folder finds its checkpoints there.
     r"Checkpoint directory .* exists and is not empty",
+    # A run that starts from another run's checkpoint has a best one of its own.
+    r"The dirpath has changed from",
+    # The samples that ranks repeat in evaluation are left out (evaluated_samples.py).
+    r"Using `DistributedSampler` with the dataloaders. During",
     # Lightning 2.6 calls what torch 2.15 deprecates.
     r".*isinstance\(treespec, LeafSpec\)",
 )
@@ -109,7 +123,7 @@ class MipLightningCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None) -> None:
         given = sys.argv[1:] if args is None else list(args)
-        self._resumed_run, parser_kwargs = _defaults(given)
+        parser_kwargs = _defaults(given)
         super().__init__(
             HyperLightningModule,
             LightningDataModule,
@@ -145,7 +159,7 @@ class MipLightningCLI(LightningCLI):
             help="Folder of the run, instead of runs/RUN_NAME/version_N (fit) or a folder in the"
             " run that wrote the checkpoint (validate, test, predict).",
         )
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": BEST,
@@ -204,28 +218,35 @@ class MipLightningCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer around the run's folder."""
+        """Build the trainer, then give it the run's folder."""
         options = self.config_init[self.subcommand]
-        kwargs["callbacks"] = self._callbacks(options)
         trial = bool(options["trainer"]["fast_dev_run"])
+        callbacks = self._callbacks(options)
+        stop = StopOnSignal(None)
+        if self.subcommand == "fit":
+            callbacks.append(stop)
         if trial or self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
+        own_loggers = options["trainer"]["logger"] in (None, True) and not trial
+        if own_loggers:
+            kwargs["logger"] = False  # until the folder is known
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if trial:
-            return super().instantiate_trainer(**kwargs)
-        folder = claim(
-            str(self.subcommand),
-            options["run_name"],
-            options["run_dir"] or self._resumed_run,
-            run_of_checkpoint(options["ckpt_path"]) if options["ckpt_path"] else None,
-        )
-        if folder is not None:
-            kwargs["default_root_dir"] = folder
-            if options["trainer"]["logger"] in (None, True):
-                kwargs["logger"] = _loggers(folder)
-            for callback in kwargs["callbacks"]:
-                if isinstance(callback, ModelCheckpoint):
-                    callback.dirpath = callback.dirpath or str((folder / CHECKPOINTS).resolve())
-        return super().instantiate_trainer(**kwargs)
+            return trainer
+        assert isinstance(trainer, HyperTrainer)
+        claimed = _claim_for_all_ranks(trainer, str(self.subcommand), options)
+        trainer.run_dir = claimed.folder
+        if claimed.checkpoint is not None:
+            options["ckpt_path"] = str(claimed.checkpoint)
+        if own_loggers:
+            trainer.loggers = _loggers(claimed.folder)
+        checkpoints = (claimed.folder / CHECKPOINTS).resolve()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = callback.dirpath or str(checkpoints)
+        if options["trainer"]["enable_checkpointing"] is not False:
+            stop.path = checkpoints / LAST
+        return trainer
 
     def _callbacks(self, options: Namespace) -> list[Callback]:
         """The user's callbacks and what every run has, unless the user has one of its kind."""
@@ -256,15 +277,34 @@ class MipLightningCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
+    Exit status: 0 when done, 1 for a failure, 2 for arguments that cannot be parsed, 143 and 130
+    where SIGTERM or Ctrl-C ended it.
+
     Args:
         args: The arguments; by default those of the process.
     """
+    if args is None:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: classes of the user's own
+    was_started_by_lightning = is_inherited()
     try:
         with warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             MipLightningCLI(args)
         _leave_process_group()
+    except StoppedBySignal:
+        # Lightning, which started this process, would kill the one that has started it.
+        if was_started_by_lightning and getattr(rank_zero_only, "rank", 0) != 0:
+            sys.exit(0)
+        raise
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's own answer to it
+            sys.exit(128 + signal.SIGINT)
+        raise
     except (ValueError, TypeError) as error:
         usage = usage_error(error)
         if usage is None:
@@ -272,6 +312,39 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"mip-lightning: error: {one_line(str(usage))}")
     finally:
         release()
+
+
+def _claim_for_all_ranks(trainer: Trainer, subcommand: str, options: Namespace) -> Claim:
+    """Let one rank claim the run's folder, and tell all others.
+
+    Where Lightning starts the other ranks, it does so later, and the environment tells them.
+
+    Raises:
+        UsageError: On all ranks, if the folder holds another run.
+    """
+    origin = run_of_checkpoint(options["ckpt_path"]) if options["ckpt_path"] else None
+    about = (subcommand, options["run_name"], options["run_dir"], origin)
+    strategy = trainer.strategy
+    if (
+        trainer.world_size == 1
+        or is_inherited()
+        or not isinstance(strategy, ParallelStrategy)
+        or strategy.cluster_environment is None
+        or not strategy.cluster_environment.creates_processes_externally
+    ):
+        return claim(*about)
+    strategy.setup_environment()  # ranks can talk from here on; Lightning's call finds it done
+    claimed: Claim | UsageError | None = None
+    if trainer.is_global_zero:
+        try:
+            claimed = claim(*about)
+        except UsageError as error:
+            claimed = error
+    claimed = strategy.broadcast(claimed)
+    if isinstance(claimed, UsageError):
+        raise claimed
+    assert claimed is not None
+    return claimed
 
 
 def _leave_process_group() -> None:
@@ -300,14 +373,13 @@ def _configure_optimizers(
     return configured
 
 
-def _defaults(args: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """What the arguments leave to the run whose checkpoint they name.
+def _defaults(args: Sequence[str]) -> dict[str, Any]:
+    """The parsers' arguments: what the arguments leave to the run whose checkpoint they name.
 
-    A command with ``--ckpt_path`` and without ``--config`` takes the run's own configuration; such
-    a ``fit`` goes on in the run's own folder, too.
+    A command with ``--ckpt_path`` and without ``--config`` takes the run's own configuration.
 
-    Returns:
-        The folder in which ``fit`` goes on, and the parsers' arguments.
+    Raises:
+        UsageError: If there is no such checkpoint; without it, other arguments would be missed.
     """
     kwargs: dict[str, Any] = {
         "version": version("mip-lightning"),
@@ -318,18 +390,31 @@ def _defaults(args: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     options.add_argument("--config", "-c")
     options.add_argument("--ckpt_path")
     given, _ = options.parse_known_args(args)
-    run = run_of_checkpoint(given.ckpt_path) if given.ckpt_path and not given.config else None
-    if run is None:
-        return None, kwargs
-    kwargs[given.subcommand] = {"default_config_files": [str(latest_config(run))]}
-    return (str(run) if given.subcommand == "fit" else None), kwargs
+    if given.ckpt_path in (None, "null"):
+        return kwargs
+    _check_there(Path(given.ckpt_path))
+    run = run_of_checkpoint(given.ckpt_path)
+    if run is not None and not given.config:
+        kwargs[given.subcommand] = {"default_config_files": [str(latest_config(run))]}
+    return kwargs
+
+
+def _check_there(path: Path) -> None:
+    if path.is_file():
+        return
+    places = [*path.parent.glob("*.ckpt"), *path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
+    places += Path("runs").glob("*/*/checkpoints/*.ckpt")
+    near = difflib.get_close_matches(str(path), map(str, places), n=2, cutoff=0.0)
+    hint = f"; near it are {' and '.join(near)}" if near else ""
+    raise UsageError(f"ckpt_path={str(path)!r}: there is no such file{hint}")
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Refuse what is no checkpoint, before Lightning reads it."""
+    """Refuse what is not a checkpoint, before Lightning reads it."""
+    _check_there(path)
     content = load_plain(path, "ckpt_path")
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise UsageError(f"ckpt_path={str(path)!r} is no checkpoint: it holds no state_dict")
+        raise UsageError(f"ckpt_path={str(path)!r} is not a checkpoint: it has no state_dict")
 
 
 def _loggers(folder: Path) -> list[Logger]:

@@ -1,14 +1,23 @@
 """The folder of one run: a fresh one for each fit, and one beside the checkpoint for the rest."""
 
+import itertools
+import json
 import os
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from mip_lightning.errors import UsageError
 
 ROOT = Path("runs")
 CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+
+SIGNATURE = "slurm.json"
+"""By what the fit of a requeued job finds its folder."""
 
 INHERITED = "MIP_LIGHTNING_RUN_DIR"
 """Environment variable by which the processes that Lightning starts learn rank 0's choice."""
@@ -32,11 +41,24 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path | None:
     return folder.parent if is_run else None
 
 
-def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) -> Path | None:
-    """Make the folder in which a command keeps its files.
+class Claim(NamedTuple):
+    """What a command was given.
+
+    Attributes:
+        folder: Where it keeps its files.
+        checkpoint: Where a fit of a requeued job goes on; ``None`` for others.
+    """
+
+    folder: Path
+    checkpoint: Path | None = None
+
+
+def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) -> Claim:
+    """Make the folder in which a command keeps its files; one process does, for all ranks.
 
     ``fit`` takes ``runs/<name>/version_<n>`` with the first free n, or under SLURM
-    ``runs/<name>/job_<id>``, which the job finds again when it is requeued. The other commands
+    ``runs/<name>/job_<id>``, then ``job_<id>_1``, ... A requeued job finds them again, each fit its
+    own, by the command. A ``fit`` that resumes a run takes the run's folder. The other commands
     take a folder named after them inside the run that wrote the checkpoint (``test``, ``test_1``,
     ...). A folder that the user names is taken as it is.
 
@@ -46,40 +68,104 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
         run_dir: The folder that the user names.
         origin: The run that wrote the checkpoint that is resumed or evaluated.
 
-    Returns:
-        The folder; ``None`` on the ranks that did not choose it, which write no files.
-
     Raises:
         UsageError: If the named folder holds another run.
     """
     if inherited := os.environ.get(INHERITED):
-        return Path(inherited)
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return None
-    job = os.environ.get("SLURM_JOB_ID")
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if run_dir is not None:
-        folder = Path(run_dir)
-        resumes = origin is not None and origin.resolve() == folder.resolve()
-        goes_on = subcommand == "fit" and (resumes or requeued)
-        if latest_config(folder) is not None and not goes_on:
-            last = folder / CHECKPOINTS / "last.ckpt"
-            way_on = f", or go on with that run by fit --ckpt_path {last}" if last.exists() else ""
-            raise UsageError(
-                f"run_dir={run_dir!r} holds a run already: name another folder{way_on}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    elif subcommand != "fit" and origin is not None:
-        folder = _first_free(origin, subcommand)
-    elif job is not None and requeued:
-        folder = ROOT / name / f"job_{job}"
-        folder.mkdir(parents=True, exist_ok=True)
+        return Claim(Path(inherited))
+    job = _Job.current() if subcommand == "fit" else None
+    if run_dir is not None or (subcommand == "fit" and origin is not None):
+        claimed = _claim_named(Path(run_dir or origin or ""), subcommand, origin, job)
+    elif origin is not None:
+        claimed = Claim(_first_free(origin, subcommand))
     elif job is not None:
-        folder = _first_free(ROOT / name, f"job_{job}")
+        claimed = _claim_for_job(ROOT / name, job)
     else:
-        folder = _first_free(ROOT / name, "version", start=0)
-    os.environ[INHERITED] = str(folder)
-    return folder
+        claimed = Claim(_first_free(ROOT / name, "version", start=0))
+    os.environ[INHERITED] = str(claimed.folder)
+    return claimed
+
+
+def is_inherited() -> bool:
+    """Whether another process has chosen the folder for this one, or this one has."""
+    return INHERITED in os.environ
+
+
+def _claim_named(folder: Path, subcommand: str, origin: Path | None, job: "_Job | None") -> Claim:
+    goes_on = job is not None and job.began(folder)
+    resumes = subcommand == "fit" and origin is not None and origin.resolve() == folder.resolve()
+    if latest_config(folder) is not None and not goes_on and not resumes:
+        last = folder / CHECKPOINTS / LAST
+        way_on = f", or go on with that run by fit --ckpt_path {last}" if last.exists() else ""
+        raise UsageError(
+            f"run_dir={str(folder)!r} holds a run already: name another folder{way_on}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if job is not None:
+        job.sign(folder)
+    return Claim(folder, _last(folder) if goes_on else None)
+
+
+def _claim_for_job(parent: Path, job: "_Job") -> Claim:
+    name = f"job_{job.id}"
+    for number in itertools.count():
+        folder = parent / (f"{name}_{number}" if number else name)
+        try:
+            folder.mkdir(parents=True)  # it settles a race of two runs
+        except FileExistsError:
+            if job.began(folder):
+                job.sign(folder)
+                return Claim(folder, _last(folder))
+        else:
+            job.sign(folder)
+            return Claim(folder)
+    raise AssertionError  # there is no last number
+
+
+def _last(folder: Path) -> Path | None:
+    last = folder / CHECKPOINTS / LAST
+    return last if last.is_file() else None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A fit of a SLURM job, which leaves in its folder by what it can be known again.
+
+    Attributes:
+        id: The job's, one for each task of an array.
+        restarts: How often the job was requeued so far.
+        command: The arguments of the command: a job may run several.
+    """
+
+    id: int
+    restarts: int
+    command: list[str]
+
+    @classmethod
+    def current(cls) -> "_Job | None":
+        """That of this process; ``None`` outside of jobs and in interactive ones."""
+        job = SLURMEnvironment.job_id()
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return None if job is None else cls(job, restarts, sys.argv[1:])
+
+    def sign(self, folder: Path) -> None:
+        """Say in a folder that this fit has it."""
+        unfinished = folder / f"{SIGNATURE}.unfinished"
+        unfinished.write_text(json.dumps(asdict(self)))
+        unfinished.replace(folder / SIGNATURE)
+
+    def began(self, folder: Path) -> bool:
+        """Whether this very fit had the folder before the job was requeued.
+
+        A second fit of the same command in one job is told from the first by its turn: one that
+        was signed since the job started again is taken.
+        """
+        try:
+            signed = _Job(**json.loads((folder / SIGNATURE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return False
+        known = (signed.id, signed.command) == (self.id, self.command)
+        return known and signed.restarts < self.restarts
 
 
 def release() -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from torch import Tensor, nn
 
 from mip_lightning import recalibration
+from mip_lightning.checkpoint_files import WholeCheckpoints
 from mip_lightning.draws import Inputs, as_arguments, tensors_in, written
 from mip_lightning.errors import UsageError
 from mip_lightning.export import (
@@ -23,6 +25,7 @@ from mip_lightning.export import (
 )
 from mip_lightning.gamma_search import By, FlopsBudget, GammaSearch, write_selected
 from mip_lightning.module import HyperLightningModule
+from mip_lightning.plain_files import check_unchanged
 from mip_lightning.requested_gamma import GammaRequest, RequestedGamma
 
 PARITY = 1e-6
@@ -30,7 +33,25 @@ PARITY = 1e-6
 
 
 class HyperTrainer(Trainer):
-    """Lightning's Trainer, ``export`` and ``select_gamma``, and ``predict`` at given gamma."""
+    """Lightning's Trainer, ``export`` and ``select_gamma``, and ``predict`` at given gamma.
+
+    Its checkpoints are whole at every moment, and are read only if no byte of them has changed.
+
+    Args:
+        args: As of Lightning's Trainer.
+        kwargs: As of Lightning's Trainer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.run_dir: Path | None = None
+        super().__init__(*args, **kwargs)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # the user has not chosen one
+            self.strategy.checkpoint_io = WholeCheckpoints()
+
+    @property
+    def default_root_dir(self) -> str:
+        """The run's folder, once it is known; else as Lightning's."""
+        return super().default_root_dir if self.run_dir is None else str(self.run_dir)
 
     def predict(  # type: ignore[override]  # Lightning's, with gamma
         self,
@@ -242,12 +263,15 @@ def _say_names(requested: RequestedGamma) -> None:
 
 
 def _load(model: HyperLightningModule, ckpt_path: str | None, weights_only: bool | None) -> None:
-    """Take a checkpoint's weights, where one is named."""
-    if ckpt_path is None:
-        return
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=weights_only is not False)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    """Take a checkpoint's weights, where one is named; refuse weights that are not finite."""
+    if ckpt_path is not None:
+        check_unchanged(ckpt_path, "ckpt_path")
+        checkpoint = torch.load(
+            ckpt_path, map_location="cpu", weights_only=weights_only is not False
+        )
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    model.check_weights()
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_a_run_directory_holds_all_of_a_run(fitted):
 
 def test_the_best_checkpoint_is_the_best_by_the_tasks_monitor(fitted):
     best = torch.load(fitted / "checkpoints" / "best.ckpt", weights_only=True)
-    states = [state for name, state in best["callbacks"].items() if "ModelCheckpoint" in name]
+    states = [state for name, state in best["callbacks"].items() if "BestCheckpoint" in name]
     assert [state["monitor"] for state in states] == ["val_accuracy"]
     with (fitted / "csv" / "metrics.csv").open() as file:
         accuracies = [
@@ -157,10 +158,8 @@ def test_a_checkpoint_loads_without_the_command_line(fitted):
 def test_a_run_is_resumed_in_its_own_folder():
     run("fit", "--config", QUICK)
     last = "runs/quick/version_0/checkpoints/last.ckpt"
-    run(
-        "fit", "--config", QUICK, "--ckpt_path", last, "--run_dir", "runs/quick/version_0",
-        "--trainer.max_epochs", "3",
-    )  # fmt: skip
+    run("fit", "--config", QUICK, "--ckpt_path", last, "--trainer.max_epochs", "3")
+    assert files("runs/quick") == {"version_0"}
     names = files("runs/quick/version_0")
     assert {"config.yaml", "config_1.yaml", "csv", "csv_1"} <= names
     assert "predicted_weight_stats_1.csv" not in names
@@ -201,6 +200,27 @@ def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one():
         assert torch.equal(value, parts[name])
 
 
+def test_the_best_checkpoint_of_a_resumed_run_is_the_best_of_the_whole_run():
+    still = ["--optimizer.lr", "0.0"]  # all epochs are alike, and the first was there before
+    run("fit", "--config", QUICK, "--run_dir", "run", *still)
+    best = torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    options = [*still, "--trainer.max_epochs", "4"]
+    run("fit", "--config", QUICK, "--ckpt_path", "run/checkpoints/last.ckpt", *options)
+    epochs = [row["epoch"] for row in read_csv("run/val_gamma_curve.csv")]
+    assert sorted(set(epochs)) == ["1", "2", "3", "4"]
+    again = torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    assert again["epoch"] == best["epoch"] == 0
+    assert all(torch.equal(v, best["state_dict"][n]) for n, v in again["state_dict"].items())
+
+
+def test_a_checkpoint_starts_another_run_where_a_folder_is_named(checkpoint):
+    before = files("runs/quick/version_0")
+    options = ["--ckpt_path", checkpoint, "--run_dir", "other", "--trainer.max_epochs", "3"]
+    run("fit", "--config", QUICK, *options)
+    assert {"config.yaml", "checkpoints"} <= files("other")
+    assert files("runs/quick/version_0") == before
+
+
 def test_a_checkpoint_alone_goes_on_with_its_run():
     run("fit", "--config", QUICK)
     run(
@@ -215,6 +235,15 @@ def test_a_checkpoint_alone_goes_on_with_its_run():
     run("test", "--ckpt_path", "runs/quick/version_0/checkpoints/last.ckpt")
     tested = yaml.safe_load(Path("runs/quick/version_0/test/config.yaml").read_text())
     assert tested["trainer"]["max_epochs"] == 3  # the configuration that was last run
+
+
+def test_commands_run_where_slurm_is_installed(monkeypatch):
+    Path("bin").mkdir()
+    Path("bin/srun").write_text("#!/bin/sh\n")
+    Path("bin/srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()), prepend=os.pathsep)
+    run("fit", "--config", QUICK, "--trainer.max_epochs", "1")
+    assert files("runs/quick") == {"version_0"}
 
 
 def test_two_runs_of_one_process_have_a_folder_each():
@@ -330,7 +359,32 @@ def test_a_file_that_is_no_checkpoint_gets_one_line(content, fitted, capsys):
     else:
         torch.save({"tensor": torch.rand(2), "weights": {"w": torch.rand(2)}}[content], path)
     line = refused(capsys, "test", "--config", QUICK, "--ckpt_path", str(path))
-    assert "ckpt_path='file.ckpt' is no" in line
+    assert "ckpt_path='file.ckpt' is not a" in line or "is damaged" in line
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate", "predict", "export"])
+@pytest.mark.parametrize("option", [["--ckpt_path", "nope.ckpt"], ["--ckpt_path=nope.ckpt"]])
+def test_a_checkpoint_that_is_not_there_is_named_with_what_is_near(command, option, checkpoint):
+    with pytest.raises(SystemExit) as exit_info:
+        run(command, *option)
+    line = exit_info.value.code
+    assert "ckpt_path='nope.ckpt': there is no such file; near it are runs/quick/version_0" in line
+    assert "best.ckpt" in line
+    assert "last.ckpt" in line
+
+
+def test_the_folder_of_a_run_in_place_of_its_checkpoint_is_told_what_it_holds(checkpoint, capsys):
+    line = refused(capsys, "test", "--ckpt_path", "runs/quick/version_0")
+    assert "there is no such file; near it are runs/quick/version_0/checkpoints/" in line
+
+
+def test_a_changed_byte_of_a_checkpoint_is_refused(checkpoint, capsys):
+    content = bytearray(Path(checkpoint).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(checkpoint).write_bytes(content)
+    for command in (["test"], ["fit"], ["export", "--gamma", "0.3"], ["select-gamma"]):
+        line = refused(capsys, *command, "--ckpt_path", checkpoint)
+        assert f"ckpt_path={checkpoint!r} is damaged" in line
 
 
 def test_a_checkpoint_that_was_moved_asks_for_a_configuration(fitted, capsys):

@@ -1,5 +1,6 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
+from mip_lightning.callbacks.best_checkpoint import BestCheckpoint
 from mip_lightning.callbacks.channels_last import ChannelsLast
 from mip_lightning.callbacks.cost_curve import CostCurve
 from mip_lightning.callbacks.distributions import Distributions
@@ -13,9 +14,12 @@ from mip_lightning.callbacks.nifti_writer import NiftiWriter
 from mip_lightning.callbacks.predicted_weight_stats import PredictedWeightStats
 from mip_lightning.callbacks.prediction_writer import PredictionWriter
 from mip_lightning.callbacks.run_progress_bar import RunProgressBar
-from mip_lightning.callbacks.training_stability import NonFiniteError, TrainingStability
+from mip_lightning.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
+from mip_lightning.callbacks.training_stability import TrainingStability
+from mip_lightning.finite import NonFiniteError
 
 __all__ = [
+    "BestCheckpoint",
     "ChannelsLast",
     "CostCurve",
     "Distributions",
@@ -30,5 +34,7 @@ __all__ = [
     "PredictedWeightStats",
     "PredictionWriter",
     "RunProgressBar",
+    "StopOnSignal",
+    "StoppedBySignal",
     "TrainingStability",
 ]

@@ -1,7 +1,10 @@
 """RunProgressBar: loss, gamma and the monitored metric while training goes on."""
 
+import math
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torchmetrics import Metric
 
 from mip_lightning.module import HyperLightningModule
 
@@ -36,7 +39,7 @@ class RunProgressBar(RichProgressBar):
 def _progress(module: HyperLightningModule) -> dict[str, float]:
     """Loss, gamma and the monitored metric of the latest training batch, on this rank.
 
-    Waits for the device.
+    Waits for the device. Only rank 0 has a bar, so nothing here may wait for other ranks.
     """
     output = module.latest_output
     if output is None:
@@ -46,8 +49,19 @@ def _progress(module: HyperLightningModule) -> dict[str, float]:
     report["train_loss"] = float(output.loss)
     metric = module.configure_metrics().get(module.monitored_metric)
     if metric is not None and output.prediction is not None:
-        metric = metric.to(module.device)
-        metric.sync_on_compute = False
+        metric = _on_this_rank(metric.to(module.device))
         metric.update(output.prediction, output.target)
-        report[f"train_{module.monitored_metric}"] = float(metric.compute())
+        value = math.nan if output.has_nan() else float(metric.compute())
+        report[f"train_{module.monitored_metric}"] = value
     return report
+
+
+def _on_this_rank(metric: Metric) -> Metric:
+    """Let a metric, and those within it, compute from this rank's states.
+
+    ``sync_on_compute`` does not do it: it is read in a metric's constructor only.
+    """
+    for part in metric.modules():
+        if isinstance(part, Metric):
+            part.distributed_available_fn = lambda: False
+    return metric
