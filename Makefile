@@ -26,11 +26,15 @@ train: $(VENV)/installed  ## Train on the embedded digits, then test the best ch
 	$(BIN)/mip-lightning test --ckpt_path $(RUN)/checkpoints/best.ckpt
 	@echo "Figures: $(RUN)/predicted_weight_stats.png $(RUN)/test/test_gamma_curve.png"
 
+# Two files of tests at a time, each on a core of its own.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test test-all test-lowest: export OMP_NUM_THREADS := 1
+
 test: $(VENV)/installed-dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
 test-all: $(VENV)/installed-dev  ## Run the tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 .venv-lowest/installed: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
@@ -38,7 +42,7 @@ test-all: $(VENV)/installed-dev  ## Run the tests, the slow ones too
 	touch $@
 
 test-lowest: .venv-lowest/installed  ## Run the tests on the lowest versions that are promised
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python $(PYTEST)
 
 check: $(VENV)/installed-dev  ## Lint, check the format, the types and the import directions
 	$(BIN)/ruff check .

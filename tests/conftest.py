@@ -1,6 +1,8 @@
 """What all tests share: shape checks, a clean process, and where real data may be."""
 
 import os
+import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -49,3 +51,21 @@ def real_mnist() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MIP_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the wheel is installed, without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".*", "runs", "__pycache__")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=source, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    return target

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 
 from mip_lightning.cli import main
@@ -15,13 +16,18 @@ from mip_lightning.cli import main
 REGISTRATION = str(ROOT / "tests" / "conf" / "registration.yaml")
 SCALE_SPACE = str(ROOT / "tests" / "conf" / "scale_space.yaml")
 QUICK = str(ROOT / "tests" / "conf" / "quick.yaml")
-TWO_RANKS = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+COMMAND = str(Path(sys.executable).with_name("mip-lightning"))  # as it is installed
+TWO_RANKS = [
+    "--trainer.strategy", "ddp", "--trainer.devices", "2",
+    # As users have it, and on one rank of several only.
+    "--trainer.enable_progress_bar", "true", "--trainer.enable_model_summary", "true",
+]  # fmt: skip
 
 
 def command(*args: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "mip_lightning", *args],
+        [COMMAND, *args],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,6 +101,48 @@ def test_dice_of_each_label_and_volumes_are_those_of_one_rank(config, num_gammas
     assert two == one
 
 
+FIVE = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Few(LightningDataModule):
+    def __init__(self, num: int = 5):
+        super().__init__()
+        self.num = num
+
+    def train_dataloader(self, num=8):
+        generator = torch.Generator().manual_seed(num)
+        images = torch.rand(num, 1, 8, 8, generator=generator)
+        return DataLoader(TensorDataset(images, torch.arange(num) % 10), 2)
+
+    def val_dataloader(self):
+        return self.train_dataloader(self.num)
+
+    test_dataloader = val_dataloader
+"""
+
+
+@pytest.mark.parametrize("num", [5, 1])
+def test_numbers_of_samples_that_ranks_do_not_divide_are_evaluated_exactly(num):
+    Path("few.py").write_text(FIVE)
+    config = yaml.safe_load(Path(QUICK).read_text())
+    config["data"] = {"class_path": "few.Few", "init_args": {"num": num}}
+    del config["trainer"]["enable_progress_bar"], config["trainer"]["enable_model_summary"]
+    Path("few.yaml").write_text(yaml.safe_dump(config))
+    command("fit", "--config", "few.yaml", "--run_dir", "run", *TWO_RANKS)
+    checkpoint = ["--ckpt_path", "run/checkpoints/last.ckpt"]
+    one_rank = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    logged = []
+    for ranks, options in (("two", []), ("one", one_rank)):
+        command("test", *checkpoint, "--run_dir", ranks, *options)
+        with Path(ranks, "csv", "metrics.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        logged.append({key: float(value) for key, value in row.items()})
+    assert logged[0] == pytest.approx(logged[1], abs=1e-6)
+    assert {"test_accuracy", "test_calibration_error_ensemble"} <= logged[0].keys()
+
+
 def test_a_command_leaves_its_process_group_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr("mip_lightning.cli.MipLightningCLI", lambda args: None)
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
@@ -121,8 +169,7 @@ class Compare(Callback):
 if __name__ == "__main__":
     seed_everything(0)
     trainer = Trainer(
-        strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, callbacks=[Compare()],
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        strategy="ddp", devices=2, accelerator="cpu", max_epochs=2, callbacks=[Compare()]
     )
     trainer.fit(Denoising(nn.Linear(4, 4), Uniform(0, 1)), loader(), loader())
     torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit

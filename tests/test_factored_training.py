@@ -154,9 +154,9 @@ def test_the_command_line_takes_the_factored_kin_of_an_optimizer(name, options, 
 RANKS = """
 import logging
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from test_factored_training import task
-from test_module import loader, trainer
+from test_module import loader
 from mip_lightning import factored_product
 
 factored_product.MIN_FACTORED = 2**16
@@ -175,8 +175,10 @@ class Compare(Callback):
 
 if __name__ == "__main__":
     compare = Compare()
-    t = trainer(max_epochs=5, strategy="ddp", devices=2, callbacks=[compare])
-    t.fit(task(), loader(64, 8), loader())
+    trainer = Trainer(
+        max_epochs=5, accelerator="cpu", strategy="ddp", devices=2, callbacks=[compare]
+    )
+    trainer.fit(task(), loader(64, 8), loader())
     assert compare.steps == 20
     torch.distributed.destroy_process_group()  # else gloo's threads may abort the exit
 """

@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from torch import nn
 
 from mip_lightning import HyperModel, HypernetworkConfig, LowRankHead, ThetaConfig, Uniform
 from mip_lightning.callbacks import GradientStats
-from mip_lightning.callbacks.gradient_norms import GradientNorms
-from mip_lightning.callbacks.gradient_stats import statistics
+from mip_lightning.callbacks.gradient_norms import PARTS, GradientNorms
+from mip_lightning.callbacks.gradient_stats import draw, statistics
 from mip_lightning.errors import UsageError
 from mip_lightning.networks import LeNet
 
@@ -290,7 +291,6 @@ if __name__ == "__main__":
     seed_everything(0)
     trainer = Trainer(
         strategy=sys.argv[1], devices=int(sys.argv[2]), accelerator="cpu", max_epochs=2,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
         callbacks=[GradientStats(), Keep()],
     )
     model = Still(nn.Linear(4, 4), Uniform())
@@ -313,7 +313,8 @@ if __name__ == "__main__":
 def test_statistics_over_ranks_are_those_of_one_process_that_sees_all_minibatches(start, size):
     Path("ranks.py").write_text(RANKS)
     python(*start)
-    recorded = rows("gradient_norms.csv")
+    (folder,) = Path("lightning_logs").iterdir()
+    recorded = rows(folder / "gradient_norms.csv")
     model = Denoising(nn.Linear(4, 4), Uniform())
     model.load_state_dict(torch.load("weights.pt", weights_only=True))
     batches = [torch.load(f"batches_{rank}.pt", weights_only=True) for rank in range(size)]
@@ -329,8 +330,15 @@ def test_statistics_over_ranks_are_those_of_one_process_that_sees_all_minibatche
         nn.functional.mse_loss(model.model.run(theta, data), data * gamma).backward()
         expected[epoch].append(norm(tensor.grad for tensor in theta.values()))
         assert float(row["theta"]) == pytest.approx(expected[epoch][-1], rel=1e-5)
-    for row in rows("gradient_stats.csv"):
+    for row in rows(folder / "gradient_stats.csv"):
         if row["part"] == "theta":
             values = torch.tensor(expected[int(row["epoch"]) - 1], dtype=torch.float64)
             for name, value in statistics(values).items():
                 assert float(row[name]) == pytest.approx(value, rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.parametrize("norm", [0.0, math.nan, math.inf])
+def test_norms_that_no_logarithmic_scale_takes_are_drawn(norm, tmp_path):
+    minibatches = [{"epoch": 0, "gamma": 0.1 * k, "theta": norm} for k in range(3)]
+    epochs = [{"epoch": 1, "part": p, **statistics(torch.full((3,), norm))} for p in PARTS]
+    draw(epochs, minibatches, ("gamma",)).savefig(tmp_path / "x.png")

@@ -99,7 +99,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         HyperModel(network(), Uniform(), theta=ThetaConfig(pretrained="nothing.pt"))
     (tmp_path / "text.pt").write_text("text")
-    with pytest.raises(UsageError, match="no file of plain values"):
+    with pytest.raises(UsageError, match="not a file of plain values"):
         HyperModel(network(), Uniform(), theta=ThetaConfig(pretrained=str(tmp_path / "text.pt")))
 
 
