@@ -66,9 +66,14 @@ def last(run: Path = RUN) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+    ("number", "status", "ranks"),
+    [
+        pytest.param(signal.SIGTERM, 143, [], id="one-TERM"),
+        pytest.param(signal.SIGTERM, 143, TWO_RANKS, id="two-TERM"),
+        pytest.param(signal.SIGINT, 130, [], id="one-INT"),
+        pytest.param(signal.SIGINT, 130, TWO_RANKS, id="two-INT", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("ranks", [[], TWO_RANKS], ids=["one", "two"])
 def test_a_fit_that_is_told_to_stop_saves_and_says_so(number, status, ranks):
     process = start(*ranks)
     with running([process]):

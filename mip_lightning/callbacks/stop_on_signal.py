@@ -36,6 +36,7 @@ class StopOnSignal(Callback):
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._received = 0
+        self._agreed = 0
         self._requeue_signal: int | None = None
         self._group: Any = None
 
@@ -44,7 +45,7 @@ class StopOnSignal(Callback):
 
         Lightning's own handlers save and communicate at whatever point the signal comes.
         """
-        self._received = 0
+        self._received = self._agreed = 0
         self._requeue_signal = _requeue_signal()
         if trainer.world_size > 1 and distributed.is_initialized():
             # Of its own, so that to agree waits for no device.
@@ -71,8 +72,8 @@ class StopOnSignal(Callback):
         is_last = trainer.is_last_batch
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last:
             return
-        self._agree()
-        if not self._received:
+        self._agreed = self._on_all_ranks(self._received)
+        if not self._agreed:
             return
         if self.path is not None:
             trainer.save_checkpoint(self.path)
@@ -81,19 +82,20 @@ class StopOnSignal(Callback):
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, where the last epoch has ended since the signal."""
-        if self._received:
+        """Stop, where an epoch has ended since ranks agreed; one may know of a later signal."""
+        if self._agreed:
             self._stop(trainer)
 
-    def _agree(self) -> None:
-        """Let all ranks know of a signal that one has received."""
-        if self._group is not None:
-            received = torch.tensor(self._received)
-            distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
-            self._received = int(received)
+    def _on_all_ranks(self, received: int) -> int:
+        """The signal that any rank has received, or 0."""
+        if self._group is None:
+            return received
+        number = torch.tensor(received)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
+        return int(number)
 
     def _stop(self, trainer: Trainer) -> None:
-        number = self._received
+        number = self._agreed
         way_on = f"; fit --ckpt_path {self.path} goes on" if self.path is not None else ""
         rank_zero_info(
             f"Stopped by {signal.Signals(number).name} in epoch {trainer.current_epoch}, after step"
