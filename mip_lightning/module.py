@@ -318,7 +318,8 @@ class HyperLightningModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what this module needs; of weights alone Lightning asks no callback."""
-        self.keep_in_checkpoint(checkpoint)
+        if "architecture" not in checkpoint:  # else the callback has kept it
+            self.keep_in_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what was kept; in evaluation Lightning asks no callback."""

@@ -15,6 +15,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from lightning.pytorch import LightningModule, Trainer
+
+from mip_lightning.callbacks import StopOnSignal, StoppedBySignal
 
 COMMAND = str(Path(sys.executable).with_name("mip-lightning"))  # as it is installed
 TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
@@ -95,6 +98,17 @@ def test_a_fit_that_is_told_to_stop_saves_and_says_so(number, status, ranks):
         assert done.returncode == 0, output[-3000:]
         assert int(last()["global_step"]) > int(where["global_step"])
         assert [path.name for path in RUN.parent.iterdir()] == [RUN.name]
+
+
+def test_a_rank_that_learns_of_a_signal_after_the_last_batch_does_not_stop_alone():
+    stop = StopOnSignal(None)
+    t = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", max_steps=1)
+    stop._receive(signal.SIGTERM, None)
+    stop.on_train_epoch_start(t, LightningModule())  # the others have not agreed to it
+    t.fit_loop.epoch_loop.batch_progress.is_last_batch = False
+    with pytest.raises(StoppedBySignal) as exit_info:
+        stop.on_train_batch_end(t, LightningModule(), None, None, 0)
+    assert exit_info.value.code == 143
 
 
 def slurm(job: int, rank: int, restarts: int) -> dict[str, str]:
