@@ -14,6 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+# Private by name, and yet where libraries register their containers (torch.export asks them to);
+# torch has no public way to open these. `test_outputs_of_draws_are_joined_whatever_holds_them`
+# tells if it is gone; without it, such containers are opened as the mappings that most of them are.
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mip_lightning.errors import UsageError

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
-from lightning_utilities.core.apply_func import apply_to_collection
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from mip_lightning.errors import UsageError
-from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size
+from mip_lightning.minibatch import DrawnGamma, StepOutput, batch_size, take_samples
 from mip_lightning.module import HyperLightningModule
 from mip_lightning.primary_cost import PrimaryCost
 from mip_lightning.sweep import LabelledMetric, SeenNaN
@@ -258,11 +257,10 @@ class GammaSearch:
         for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
             size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
-                self._samples[name] = _sample(batch, index, size)
-                sample = StepOutput(
-                    output.loss, *(_sample(part, index, size) for part in output[1:])
-                )
-                values[name] = self._value(sample)
+                which = slice(index, index + 1)
+                self._samples[name] = take_samples(batch, which, size)
+                parts = (take_samples(part, which, size) for part in output[1:])
+                values[name] = self._value(StepOutput(output.loss, *parts))
         return values
 
     def _of_subject(self, name: str, gamma: float) -> float:
@@ -289,16 +287,6 @@ class GammaSearch:
             with self.model.without_logging():
                 output = self.model.evaluate_at(batch, drawn)
             yield output
-
-
-def _sample(value: Any, index: int, batch_size: int) -> Any:
-    """One sample of a batch, which keeps its first dimension."""
-
-    def of_sample(tensor: Tensor) -> Tensor:
-        is_split = tensor.ndim > 0 and len(tensor) == batch_size
-        return tensor[index : index + 1] if is_split else tensor
-
-    return apply_to_collection(value, Tensor, of_sample)
 
 
 def write_selected(

@@ -1,9 +1,9 @@
 """The folder of one run: a fresh one for each fit, and one beside the checkpoint for the rest."""
 
-import itertools
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +79,9 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
     elif origin is not None:
         claimed = Claim(_first_free(origin, subcommand))
     elif job is not None:
-        claimed = _claim_for_job(ROOT / name, job)
+        folder = _first_free(ROOT / name, f"job_{job.id}", is_own=job.began)
+        job.sign(folder)
+        claimed = Claim(folder, _last(folder))
     else:
         claimed = Claim(_first_free(ROOT / name, "version", start=0))
     os.environ[INHERITED] = str(claimed.folder)
@@ -104,22 +106,6 @@ def _claim_named(folder: Path, subcommand: str, origin: Path | None, job: "_Job 
     if job is not None:
         job.sign(folder)
     return Claim(folder, _last(folder) if goes_on else None)
-
-
-def _claim_for_job(parent: Path, job: "_Job") -> Claim:
-    name = f"job_{job.id}"
-    for number in itertools.count():
-        folder = parent / (f"{name}_{number}" if number else name)
-        try:
-            folder.mkdir(parents=True)  # it settles a race of two runs
-        except FileExistsError:
-            if job.began(folder):
-                job.sign(folder)
-                return Claim(folder, _last(folder))
-        else:
-            job.sign(folder)
-            return Claim(folder)
-    raise AssertionError  # there is no last number
 
 
 def _last(folder: Path) -> Path | None:
@@ -181,14 +167,28 @@ def _configs(folder: Path) -> list[Path]:
     return paths
 
 
-def _first_free(parent: Path, name: str, start: int | None = None) -> Path:
-    """Make the first of ``name`` (without ``start``), ``name_1``, ... that is not there."""
+def _first_free(
+    parent: Path,
+    name: str,
+    start: int | None = None,
+    is_own: Callable[[Path], bool] = lambda folder: False,
+) -> Path:
+    """Make the first of ``name`` (without ``start``), ``name_1``, ... that is not there.
+
+    Args:
+        parent: Where it is made.
+        name: How its name begins.
+        start: The first number.
+        is_own: Whether one that is there may be taken.
+    """
     number = start
     while True:
         folder = parent / (name if number is None else f"{name}_{number}")
         try:
             folder.mkdir(parents=True)  # it settles a race of two runs
         except FileExistsError:
+            if is_own(folder):
+                return folder
             number = 1 if number is None else number + 1
         else:
             return folder

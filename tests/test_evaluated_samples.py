@@ -1,13 +1,16 @@
 """Each sample is evaluated once, on any number of ranks."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from mip_lightning.evaluated_samples import EvaluatedSamples, first_samples
+from mip_lightning.evaluated_samples import EvaluatedSamples
+from mip_lightning.minibatch import take_samples
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -50,19 +53,27 @@ class Batch:
     names: list[str]
 
 
+FIRST, SECOND = slice(1), slice(1, 2)
+
+
 def test_samples_are_taken_from_all_parts_of_a_batch():
     x, y = torch.arange(6.0).reshape(2, 3), torch.arange(2)
-    assert torch.equal(first_samples(x, 1, 2), x[:1])
-    one, other = first_samples([x, y], 1, 2)  # two fields of two samples
+    assert torch.equal(take_samples(x, FIRST, 2), x[:1])
+    one, other = take_samples([x, y], FIRST, 2)  # two fields of two samples
     assert torch.equal(one, x[:1])
     assert torch.equal(other, y[:1])
-    batch = {"x": x, "name": ["a", "b"], "boxes": [{"b": y}, {"b": y}], "scale": 2.0, "w": x[0]}
-    found = first_samples(batch, 1, 2)
-    assert (len(found["x"]), found["name"], len(found["boxes"]), found["scale"]) == (
-        1, ["a"], 1, 2.0,
+    batch = OrderedDict(
+        x=x, name=["a", "b"], boxes=[{"b": y}, {"b": y}], scale=2.0, w=x[0], none=None,
+        affine=np.stack([np.eye(4), 2 * np.eye(4)]),
     )  # fmt: skip
+    found = take_samples(batch, SECOND, 2)
+    assert type(found) is OrderedDict
+    assert len(batch["x"]) == 2
+    assert (len(found["x"]), found["name"], len(found["boxes"])) == (1, ["b"], 1)
+    assert (found["scale"], found["none"]) == (2.0, None)
+    assert np.array_equal(found["affine"], 2 * np.eye(4)[None])
     assert torch.equal(found["w"], x[0])
-    same = first_samples(Batch(x, ["a", "b"]), 1, 2)
+    same = take_samples(Batch(x, ["a", "b"]), FIRST, 2)
     assert (len(same.x), same.names) == (1, ["a"])
 
 
@@ -70,5 +81,5 @@ def test_a_batch_that_cannot_be_split_is_said():
     class Graph:
         pass
 
-    with pytest.warns(UserWarning, match="cannot be left out of a Graph"):
-        first_samples(Graph(), 1, 2)
+    with pytest.warns(UserWarning, match="cannot be taken from a Graph"):
+        take_samples(Graph(), FIRST, 2)

@@ -295,7 +295,9 @@ def test_a_displacement_leads_from_voxels_of_the_fixed_image_to_voxels_of_the_mo
 
 def test_dice_before_registration_is_that_of_one_evaluation_alone():
     task, batch = make(validation_grid_size=2).eval(), pair((8, 12))
-    task.dice_before.update(torch.zeros(1, 2, 8, 12), pair((8, 12)))  # one that was broken off
+    task.extra_metrics("test")["dice_before"].update(
+        torch.zeros(1, 2, 8, 12), pair((8, 12))
+    )  # one that was broken off
     trainer().validate(task, DataLoader([batch], None), verbose=False)
     alone = MeanDice()
     alone.update(torch.zeros(1, 2, 8, 12), batch)

@@ -102,7 +102,7 @@ class BayesianClassification(HyperLightningModule):
         self.label_smoothing = label_smoothing
         self._label_range = LabelRange()
         generator = torch.Generator().manual_seed(ENSEMBLE_SEED)
-        # No buffer, and the metrics no submodules: these keep their own precision.
+        # Neither a buffer nor submodules: so they keep their own precision.
         self.ensemble_gamma = prior.sample(ensemble_size, generator)
         self._ensemble_metrics: dict[str, Metric] = {
             **{name: NaNAware(metric) for name, metric in self.configure_metrics().items()},

@@ -125,8 +125,8 @@ class Registration(HyperLightningModule):
             )
         self.bidirectional = bidirectional
         self.divisible_by = divisible_by
-        # In a mapping it is no submodule, and keeps its own precision.
-        self._before = {"dice": MeanDice()}
+        # In a mapping it is not a submodule, and so keeps its own precision.
+        self._extra_metrics = {"dice_before": MeanDice()}
 
     def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
         """What the primary makes of the images, in voxels.
@@ -186,11 +186,6 @@ class Registration(HyperLightningModule):
         )
         return torch.stack([self.similarity(w, f) for w, f in groups])
 
-    @property
-    def dice_before(self) -> MeanDice:
-        """Dice before registration."""
-        return self._before["dice"]
-
     def configure_metrics(self) -> dict[str, Metric]:
         """Mean Dice, share of folded voxels, mean gradient magnitude."""
         return {
@@ -208,14 +203,14 @@ class Registration(HyperLightningModule):
 
     @override
     def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
-        return {"dice_before": self.dice_before}
+        return self._extra_metrics
 
     @override
     def update_extra_metrics(self, batch: Pair, stage: Stage) -> None:
         moving = batch["moving"]
         shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
         nowhere = torch.zeros(shape, device=moving.device, dtype=torch.float32)
-        self.dice_before.update(nowhere, batch)
+        self._extra_metrics["dice_before"].update(nowhere, batch)
 
     @property
     @override
