@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.timing import Contestant, Row, device, race, report
 from mip_lightning import HyperModel, Uniform
-from mip_lightning.minibatch import EvaluationDraws
+from mip_lightning.core._minibatch import EvaluationDraws
 from mip_lightning.networks import ConstantWidthUNet, LeNet
 
 

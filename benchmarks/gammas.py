@@ -7,7 +7,7 @@ import torch
 from benchmarks.timing import device, race, report
 from mip_lightning import HyperModel, Uniform
 from mip_lightning.networks import LeNet
-from mip_lightning.optimizers import FactoredAdam
+from mip_lightning.optim.optimizers import FactoredAdam
 
 BATCH = 64
 DRAWS = (1, 8, BATCH)

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.timing import Contestant, Row, device, race, report
-from mip_lightning.factored_gradient import FactoredGradient
-from mip_lightning.factored_product import factored_linear
-from mip_lightning.factored_update import BLOCK_NUMBERS
-from mip_lightning.optimizers import FactoredAdam
+from mip_lightning.functional.factored_gradient import FactoredGradient
+from mip_lightning.functional.linear import factored_linear
+from mip_lightning.optim._update import BLOCK_NUMBERS
+from mip_lightning.optim.optimizers import FactoredAdam
 
 SHAPE = (196_000, 128)
 """P and H of a head as the U-Net's."""

@@ -17,8 +17,8 @@ from mip_lightning import (
     LowRankHead,
     Uniform,
 )
-from mip_lightning.heads import HeadType
-from mip_lightning.optimizers import FactoredAdam
+from mip_lightning.hypernetworks.heads import HeadType
+from mip_lightning.optim.optimizers import FactoredAdam
 
 BATCH = 4
 WIDTHS = {10**4: 100, 10**5: 100, 10**6: 1000, 10**7: 1000, 10**8: 1000}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from benchmarks.memory import with_peak
 from benchmarks.timing import Contestant, Row, device, race, report
 from mip_lightning import HyperModel, HypernetworkConfig, Uniform
-from mip_lightning.hypermodel import Formulation
+from mip_lightning.hypernetworks.hypermodel import Formulation
 from mip_lightning.networks import ConstantWidthUNet, LeNet, ResNetLike
-from mip_lightning.optimizers import FactoredAdam
+from mip_lightning.optim.optimizers import FactoredAdam
 
 Forward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From a batch and a gamma to an output."""

@@ -1,35 +1,78 @@
 """Hypernetworks with Magnitude Invariant Parametrizations (MIP) in PyTorch Lightning."""
 
-from mip_lightning.encodings import (
-    ComplementEncoding,
-    DirectionEncoding,
-    Encoding,
-    IdentityEncoding,
-    L2Encoding,
-)
-from mip_lightning.errors import UsageError
-from mip_lightning.heads import ChunkedHead, DenseHead, Head, LowRankHead
-from mip_lightning.hypermodel import HyperModel
-from mip_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from mip_lightning.minibatch import StepOutput, Volume
-from mip_lightning.module import HyperLightningModule
-from mip_lightning.optimizers import FactoredAdam, FactoredAdamW, FactoredSGD
-from mip_lightning.priors import (
-    Categorical,
-    EndPointOversampling,
-    Joint,
-    LogOddsUniform,
-    LogUniform,
-    Normal,
-    Prior,
-    SquareRootUniform,
-    Stratified,
-    Uniform,
-    Values,
-)
-from mip_lightning.selection import All, ByName, ByRegularExpression, ByType, Selection
-from mip_lightning.sweep import LabelledMetric
-from mip_lightning.theta import ThetaConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mip_lightning import (
+        callbacks,
+        cli,
+        core,
+        data,
+        diagnostics,
+        functional,
+        hypernetworks,
+        networks,
+        optim,
+        priors,
+        report,
+        tasks,
+        trainer,
+        utilities,
+    )
+    from mip_lightning.core import (
+        HyperLightningModule,
+        LabelledMetric,
+        StepOutput,
+        Volume,
+    )
+    from mip_lightning.errors import (
+        NonFiniteError,
+        UsageError,
+    )
+    from mip_lightning.hypernetworks import (
+        All,
+        ByName,
+        ByRegularExpression,
+        ByType,
+        ChunkedHead,
+        ComplementEncoding,
+        DenseHead,
+        DirectionEncoding,
+        Encoding,
+        Head,
+        HyperModel,
+        Hypernetwork,
+        HypernetworkConfig,
+        IdentityEncoding,
+        L2Encoding,
+        LowRankHead,
+        Selection,
+        ThetaConfig,
+    )
+    from mip_lightning.optim import (
+        FactoredAdam,
+        FactoredAdamW,
+        FactoredSGD,
+    )
+    from mip_lightning.priors import (
+        Categorical,
+        EndPointOversampling,
+        Joint,
+        LogOddsUniform,
+        LogUniform,
+        Normal,
+        Prior,
+        SquareRootUniform,
+        Stratified,
+        Uniform,
+        Values,
+    )
+    from mip_lightning.trainer import (
+        HyperTrainer,
+    )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "All",
@@ -49,6 +92,7 @@ __all__ = [
     "Head",
     "HyperLightningModule",
     "HyperModel",
+    "HyperTrainer",
     "Hypernetwork",
     "HypernetworkConfig",
     "IdentityEncoding",
@@ -58,6 +102,7 @@ __all__ = [
     "LogOddsUniform",
     "LogUniform",
     "LowRankHead",
+    "NonFiniteError",
     "Normal",
     "Prior",
     "Selection",
@@ -69,4 +114,40 @@ __all__ = [
     "UsageError",
     "Values",
     "Volume",
+    "callbacks",
+    "cli",
+    "core",
+    "data",
+    "diagnostics",
+    "functional",
+    "hypernetworks",
+    "networks",
+    "optim",
+    "priors",
+    "report",
+    "tasks",
+    "trainer",
+    "utilities",
 ]
+
+_HOMES = ("errors", "priors", "hypernetworks", "optim", "core", "trainer")
+"""Where these names are, from what imports little to what imports much."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is exported when it is first used (PEP 562).
+
+    So ``mip-lightning --version`` waits neither for torch nor for Lightning.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.islower():
+        return import_module(f"{__name__}.{name}")
+    homes = (import_module(f"{__name__}.{home}") for home in _HOMES)
+    value = next(getattr(home, name) for home in homes if hasattr(home, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

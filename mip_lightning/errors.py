@@ -8,3 +8,7 @@ class UsageError(ValueError):
     line prints that line alone; anything else that is raised is a fault of the program and
     keeps its traceback.
     """
+
+
+class NonFiniteError(UsageError):
+    """The loss, a gradient or a weight is not a finite number: training cannot go on as it is."""

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import ROOT
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from lightning.pytorch import seed_everything
 
 # Lightning 2.6 calls what jsonargparse deprecates (Lightning issue 21900); this turns the warnings
 # off by jsonargparse's own means, for their class is private and no filter may name it.
@@ -19,14 +21,6 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # The same commit gives the same answer on a machine of any speed.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
-
-# Every annotated shape and type of the library is checked in every call that a test makes.
-install_import_hook("mip_lightning", "shape_checks.check")
-
-import torch  # noqa: E402
-from lightning.pytorch import seed_everything  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Callbacks: what weights, losses and metrics do over gamma. None imports a task."""
 
+from mip_lightning.callbacks.base import HyperCallback
 from mip_lightning.callbacks.best_checkpoint import BestCheckpoint
 from mip_lightning.callbacks.channels_last import ChannelsLast
 from mip_lightning.callbacks.cost_curve import CostCurve
@@ -16,7 +17,7 @@ from mip_lightning.callbacks.prediction_writer import PredictionWriter
 from mip_lightning.callbacks.run_progress_bar import RunProgressBar
 from mip_lightning.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
 from mip_lightning.callbacks.training_stability import TrainingStability
-from mip_lightning.finite import NonFiniteError
+from mip_lightning.errors import NonFiniteError
 
 __all__ = [
     "BestCheckpoint",
@@ -27,6 +28,7 @@ __all__ = [
     "GammaCurve",
     "GradientStats",
     "HoldMemory",
+    "HyperCallback",
     "HyperModelSummary",
     "LastCheckpoint",
     "NiftiWriter",

@@ -9,18 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from mip_lightning.callbacks.files import (
-    StepTable,
-    Value,
-    publish_figure,
-    symbol,
-    writes_files,
-)
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
-from mip_lightning.draws import Inputs
+from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.diagnostics._style import symbol
+from mip_lightning.diagnostics.cost import PrimaryCost, pareto_front
 from mip_lightning.errors import UsageError
-from mip_lightning.module import HyperLightningModule
-from mip_lightning.primary_cost import PrimaryCost, pareto_front
+from mip_lightning.utilities.files import Value
+from mip_lightning.utilities.nested import Inputs
 
 FLOPS, MILLISECONDS, ON_FRONT = "flops", "milliseconds", "on_pareto_front"
 

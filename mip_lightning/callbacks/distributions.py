@@ -18,18 +18,14 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
-from mip_lightning.callbacks.files import (
-    StepTable,
-    publish_figure,
-    symbol,
-    writes_files,
-)
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
-from mip_lightning.draws import as_arguments, tensors_in
+from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.diagnostics._style import symbol
 from mip_lightning.errors import UsageError
-from mip_lightning.gamma_argument import fix_gamma
-from mip_lightning.modes import evaluating
-from mip_lightning.module import HyperLightningModule
+from mip_lightning.hypernetworks.gamma_argument import fix_gamma
+from mip_lightning.utilities.modes import evaluating
+from mip_lightning.utilities.nested import as_arguments, tensors_in
 
 ORDINARY = "ordinary"
 """Name of the network of the same architecture that no hypernetwork predicts."""

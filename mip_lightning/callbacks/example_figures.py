@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mip_lightning.callbacks.files import publish_figure, writes_files
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
+from mip_lightning.callbacks._files import publish_figure, writes_files
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
 from mip_lightning.errors import UsageError
-from mip_lightning.modes import evaluating
+from mip_lightning.utilities.modes import evaluating
 
 
 class ExampleFigures(HyperCallback):

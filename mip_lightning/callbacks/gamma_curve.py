@@ -12,17 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import (
-    StepTable,
-    publish_figure,
-    run_folder,
-    symbol,
-    writes_files,
-)
-from mip_lightning.callbacks.label_curves import draw_labels, label_rows
+from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder, writes_files
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.sweep import Curve
+from mip_lightning.diagnostics._style import symbol
+from mip_lightning.diagnostics.curves import draw_labels, label_rows
 from mip_lightning.errors import UsageError
-from mip_lightning.module import HyperLightningModule
-from mip_lightning.sweep import Curve
 
 IS_BEST = "_is_best"
 """What follows a metric's name in the name of the column that marks its best gamma."""

@@ -14,15 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mip_lightning.callbacks.files import (
-    StepTable,
-    publish_figure,
-    symbol,
-    writes_files,
-)
-from mip_lightning.callbacks.gradient_norms import PARTS, GradientNorms
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
-from mip_lightning.callbacks.minibatch_records import MinibatchRecords
+from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks._records import MinibatchRecords
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.diagnostics._style import symbol
+from mip_lightning.diagnostics.gradients import PARTS, GradientNorms
 from mip_lightning.errors import UsageError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

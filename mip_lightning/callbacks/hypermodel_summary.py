@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities import rank_zero_info
 
-from mip_lightning.module import HyperLightningModule
+from mip_lightning.core.module import HyperLightningModule
 
 
 class HyperModelSummary(ModelSummary):

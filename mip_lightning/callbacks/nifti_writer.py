@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from mip_lightning.callbacks.files import legible, run_folder
+from mip_lightning.callbacks._files import legible, run_folder
+from mip_lightning.core._minibatch import Volume
 from mip_lightning.errors import UsageError
-from mip_lightning.minibatch import Volume
 
 
 class NiftiWriter(BasePredictionWriter):

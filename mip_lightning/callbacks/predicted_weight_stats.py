@@ -13,15 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.callbacks.files import (
-    StepTable,
-    Value,
-    publish_figure,
-    symbol,
-    writes_files,
-)
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
-from mip_lightning.callbacks.weight_statistics import (
+from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.diagnostics._style import symbol
+from mip_lightning.diagnostics.weights import (
     ALL,
     WeightStatistics,
     along_axis,
@@ -29,6 +24,7 @@ from mip_lightning.callbacks.weight_statistics import (
     weight_statistics,
 )
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import Value
 
 GRID = "grid"
 """The prior's grid, among the lines of gamma along which weights are recorded."""

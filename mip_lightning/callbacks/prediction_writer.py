@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from mip_lightning.callbacks.files import legible, run_folder, writes_files
+from mip_lightning.callbacks._files import legible, run_folder, writes_files
 from mip_lightning.errors import UsageError
 
 SUFFIXES = (".csv", ".pt")

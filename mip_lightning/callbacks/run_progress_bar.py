@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torchmetrics import Metric
 
-from mip_lightning.module import HyperLightningModule
+from mip_lightning.core.module import HyperLightningModule
 
 REFRESH_RATE = 10
 """Batches between two looks at the values; each look waits for the device."""

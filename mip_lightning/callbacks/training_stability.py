@@ -13,12 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mip_lightning.callbacks.files import StepTable, writes_files
-from mip_lightning.callbacks.hyper_callback import HyperCallback, hyper_module
-from mip_lightning.callbacks.minibatch_records import MinibatchRecords
-from mip_lightning.errors import UsageError
-from mip_lightning.finite import NonFiniteError, way_out
-from mip_lightning.norms import total_norm
+from mip_lightning.callbacks._files import StepTable, writes_files
+from mip_lightning.callbacks._records import MinibatchRecords
+from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.core._checkpointing import way_out
+from mip_lightning.errors import NonFiniteError, UsageError
+from mip_lightning.utilities.norms import total_norm
 
 OnNonFinite: TypeAlias = Literal["stop", "skip"]
 

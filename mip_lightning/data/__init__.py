@@ -1,11 +1,11 @@
 """LightningDataModules, and sources of subjects: data that knows nothing of hypernetworks."""
 
+from mip_lightning.data.classification import InMemoryClassification
 from mip_lightning.data.decathlon import Decathlon
 from mip_lightning.data.digits import Digits
 from mip_lightning.data.flowers102 import Flowers102
 from mip_lightning.data.image_folders import ImageFolders
 from mip_lightning.data.image_pairs import ImagePairs
-from mip_lightning.data.in_memory import InMemoryClassification
 from mip_lightning.data.mnist import MNIST
 from mip_lightning.data.oasis import OASIS2D
 from mip_lightning.data.photographs import LabelledFiles, Photographs

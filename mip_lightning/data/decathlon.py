@@ -9,7 +9,7 @@ from monai.apps import DecathlonDataset, download_and_extract
 from monai.transforms import ScaleIntensityRangePercentiles
 from monai.utils import convert_to_tensor
 
-from mip_lightning.data.hidden_files import is_hidden, visible
+from mip_lightning.data._hidden_files import is_hidden, visible
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
 

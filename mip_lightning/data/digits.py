@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
-from mip_lightning.data.in_memory import InMemoryClassification
+from mip_lightning.data.classification import InMemoryClassification
 
 TEST_FRACTION = 0.2
 TEST_SEED = 0

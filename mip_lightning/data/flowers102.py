@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 
-from mip_lightning.data.hidden_files import is_empty
+from mip_lightning.data._hidden_files import is_empty
 from mip_lightning.data.photographs import LabelledFiles, Photographs
 from mip_lightning.errors import UsageError
 

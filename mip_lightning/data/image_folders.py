@@ -5,7 +5,7 @@ from pathlib import Path
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from mip_lightning.data.hidden_files import is_hidden
+from mip_lightning.data._hidden_files import is_hidden
 from mip_lightning.data.photographs import LabelledFiles, Photographs, split_by_class
 from mip_lightning.errors import UsageError
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mip_lightning.data.parts_in_memory import Part
-from mip_lightning.data.subject_data import Sample, SubjectData, padded
+from mip_lightning.data._base import Part
+from mip_lightning.data._subject_data import Sample, SubjectData, padded
 from mip_lightning.data.subjects import Subject, SubjectSource
 from mip_lightning.errors import UsageError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch.utils.data import TensorDataset
 from torchvision import datasets
 
-from mip_lightning.data.hidden_files import is_empty
-from mip_lightning.data.in_memory import InMemoryClassification
+from mip_lightning.data._hidden_files import is_empty
+from mip_lightning.data.classification import InMemoryClassification
 from mip_lightning.errors import UsageError
 
 FILES = (

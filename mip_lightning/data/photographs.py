@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from mip_lightning.data.image_files import read_image
-from mip_lightning.data.parts_in_memory import Part, PartsInMemory
+from mip_lightning.data._base import Part, PartsInMemory
+from mip_lightning.data._image_files import read_image
 from mip_lightning.errors import UsageError
 
 Sample: TypeAlias = tuple[Tensor, int]

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from mip_lightning.data.parts_in_memory import Part
+from mip_lightning.data._base import Part
 from mip_lightning.errors import UsageError
 
 MAX_LABEL = 255

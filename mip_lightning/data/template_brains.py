@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
 from mip_lightning.errors import UsageError
-from mip_lightning.warping import integrated, warped
+from mip_lightning.functional.spatial_transform import integrated, warped
 
 LABEL_NAMES = {
     1: "Left-Grey-Matter",

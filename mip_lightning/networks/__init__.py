@@ -4,6 +4,7 @@ from mip_lightning.networks.constant_width_unet import ConstantWidthUNet, ScaleS
 from mip_lightning.networks.hypermorph_unet import HyperMorphUNet
 from mip_lightning.networks.lenet import LeNet
 from mip_lightning.networks.multilayer_perceptron import MultilayerPerceptron
+from mip_lightning.networks.rescaling import as_factor, rescaled
 from mip_lightning.networks.resnet_like import ResNetLike, ScaleSpaceResNet
 
 __all__ = [
@@ -14,4 +15,6 @@ __all__ = [
     "ResNetLike",
     "ScaleSpaceResNet",
     "ScaleSpaceUNet",
+    "as_factor",
+    "rescaled",
 ]

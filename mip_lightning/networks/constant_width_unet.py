@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
-from mip_lightning.networks.normalization import SpatialDims
+from mip_lightning.networks._normalization import SpatialDims
 from mip_lightning.networks.rescaling import Factor, as_factor, rescaled, resized
 
 

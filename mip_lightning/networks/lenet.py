@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
-from mip_lightning.networks.normalization import Normalization, normalization_layers
+from mip_lightning.networks._normalization import Normalization, normalization_layers
 
 MIN_SIZE = 8
 

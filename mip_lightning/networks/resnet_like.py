@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
-from mip_lightning.networks.normalization import (
+from mip_lightning.networks._normalization import (
     Normalization,
     SpatialDims,
     normalization_layers,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.precision import default_dtype
+from mip_lightning.utilities.precision import default_dtype
 
 GRID_SEED = 0
 """Seed of the fixed permutations that spread a grid over more than one dimension."""
@@ -163,3 +163,13 @@ def evenly_spaced(n: int) -> Float[Tensor, " n"]:
 def middles(n: int) -> Float[Tensor, " n"]:
     """The middles of ``n`` equally probable parts."""
     return (torch.arange(n, dtype=default_dtype()) + 0.5) / n
+
+
+def format_gamma(gamma: Float[Tensor, " D"], between: str = "_") -> str:
+    """A gamma as names of files and titles tell it: ``0.3``, or ``0.3_0.5``.
+
+    Args:
+        gamma: One draw.
+        between: What stands between its dimensions.
+    """
+    return between.join(f"{value:.6g}" for value in gamma.tolist())

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.precision import default_dtype
 from mip_lightning.priors.base import Prior, evenly_spaced, middles
+from mip_lightning.utilities.precision import default_dtype
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mip_lightning.errors import UsageError
-from mip_lightning.report.replicas import (
+from mip_lightning.report._replicas import (
     names_of_groups,
     names_of_runs,
     read_runs,
     replicas,
 )
-from mip_lightning.report.validations import Row, read_rows, read_validations
+from mip_lightning.report._validations import Row, read_rows, read_validations
 
 TITLE_WIDTH = 60
 """Characters in a line of a panel's title."""

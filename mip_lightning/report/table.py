@@ -9,7 +9,7 @@ from typing import Any
 
 from mip_lightning.callbacks.gamma_curve import IS_BEST
 from mip_lightning.errors import UsageError
-from mip_lightning.report.replicas import (
+from mip_lightning.report._replicas import (
     CHECKPOINT,
     SEED,
     Run,

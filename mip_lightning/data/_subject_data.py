@@ -1,0 +1,139 @@
+"""SubjectData: what registration and segmentation share of reading and splitting subjects."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from mip_lightning.data._base import Part, PartsInMemory
+from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
+from mip_lightning.data.template_brains import TemplateBrains
+from mip_lightning.errors import UsageError
+
+Sample = dict[str, Tensor | str]
+
+
+def _with_exact_affines(samples: list[Sample]) -> dict[str, Any]:
+    """A batch as PyTorch makes it, but with the affines in an array of NumPy.
+
+    A trainer in half precision rounds all tensors of a batch, and a file would be displaced.
+    """
+    affines = np.stack([np.asarray(sample["affine"]) for sample in samples])
+    return {**default_collate(samples), "affine": affines}
+
+
+class SubjectData(PartsInMemory):
+    """Subjects of a source, read once and kept in memory, in batches.
+
+    People, not images, are split into training, validation and test. Smaller images are padded with
+    zeros to the largest; at ``batch_size=1`` each sample keeps its own size. A subclass overrides
+    ``dataset``.
+
+    Args:
+        source: Where the images come from; by default ``TemplateBrains``.
+        batch_size: Number of samples in a batch (on each rank).
+        train_fraction: Share of people for training.
+        validation_fraction: Share of people for validation; the rest is for test.
+        split_seed: Seed of the split, apart from the run's seed, so that replicas share it.
+        drop_last: Leave out the last, smaller training batch.
+        num_workers: Number of processes that load batches.
+        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        source: SubjectSource | None = None,
+        batch_size: int = 1,
+        train_fraction: float = 0.64,
+        validation_fraction: float = 0.16,
+        split_seed: int = 0,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        predict_on: Part = "test",
+    ) -> None:
+        super().__init__(batch_size, drop_last, num_workers, predict_on)
+        test_fraction = 1.0 - train_fraction - validation_fraction
+        if min(train_fraction, validation_fraction, test_fraction) <= 0.0:
+            raise UsageError(
+                f"train_fraction={train_fraction} and validation_fraction={validation_fraction}:"
+                " give shares above 0 that leave some people for test"
+            )
+        self.source = TemplateBrains() if source is None else source
+        self.train_fraction = train_fraction
+        self.validation_fraction = validation_fraction
+        self.split_seed = split_seed
+        self.label_names: dict[int, str] = {}
+
+    collate = staticmethod(_with_exact_affines)
+
+    @abstractmethod
+    def dataset(self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None) -> Any:
+        """The samples of one part: a ``Dataset`` that knows its length.
+
+        Args:
+            subjects: Its subjects.
+            part: ``train``, ``val`` or ``test``.
+            size: The largest size of all images along each axis, to which samples are padded;
+                ``None`` where each keeps its own.
+        """
+
+    @property
+    @abstractmethod
+    def needs(self) -> str:
+        """What a part needs at least, in words, for the error where it has no sample."""
+
+    def prepare_data(self) -> None:
+        """Download what the source lacks, on one process of each node."""
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Load and split, once for all stages.
+
+        Raises:
+            UsageError: If there are too few people for a sample in each part.
+        """
+        if self.parts:
+            return
+        loaded = self.source.load()
+        where = self.source.where
+        check_alike(loaded.subjects, where)
+        self.label_names = dict(loaded.label_names)
+        shapes = torch.tensor([subject.image.shape[1:] for subject in loaded.subjects])
+        size = shapes.amax(dim=0).tolist() if self.batch_size > 1 else None
+        parts = split_by_person(
+            loaded.subjects, self.train_fraction, self.validation_fraction, self.split_seed
+        )
+        datasets: dict[Part, Any] = {
+            part: self.dataset(subjects, part, size) for part, subjects in parts.items()
+        }
+        for part, dataset in datasets.items():
+            if not len(dataset):
+                names = ", ".join(subject.name for subject in loaded.subjects[:5])
+                raise UsageError(
+                    f"{where} holds {len(loaded.subjects)} subject(s) ({names}"
+                    f"{', ...' if len(loaded.subjects) > 5 else ''}), of which"
+                    f" {len(parts[part])} fall to {part!r}: {self.needs}; give more, or other"
+                    " fractions"
+                )
+        self.parts.update(datasets)
+
+
+def padded(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Values ``(1, *S)`` in the middle of zeros of another size.
+
+    Where the difference is odd, one voxel less before than after.
+    """
+    before = [(new - old) // 2 for new, old in zip(size, values.shape[1:], strict=True)]
+    after = [new - old - b for new, old, b in zip(size, values.shape[1:], before, strict=True)]
+    margins = [m for pair in zip(before, after, strict=True) for m in pair]
+    # PyTorch counts the last axis first.
+    reverse = [m for axis in reversed(range(len(size))) for m in margins[2 * axis : 2 * axis + 2]]
+    return F.pad(values, reverse) if any(reverse) else values

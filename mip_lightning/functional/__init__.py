@@ -1,0 +1,23 @@
+"""What is clever and small; the README beside this file has its contracts."""
+
+from mip_lightning.functional.factored_gradient import FactoredGradient
+from mip_lightning.functional.factors import Factors, max_pairs
+from mip_lightning.functional.linear import (
+    factored_linear,
+    keep_in_factors,
+    why_written_out,
+)
+from mip_lightning.functional.replica import Reweighted
+from mip_lightning.functional.spatial_transform import integrated, warped
+
+__all__ = [
+    "FactoredGradient",
+    "Factors",
+    "Reweighted",
+    "factored_linear",
+    "integrated",
+    "keep_in_factors",
+    "max_pairs",
+    "warped",
+    "why_written_out",
+]

@@ -1,0 +1,55 @@
+"""HyperModel and its parts: encodings, trunk, heads, selection of parameters, the call."""
+
+from mip_lightning.hypernetworks.encodings import (
+    CategoryEncoding,
+    ComplementEncoding,
+    DirectionEncoding,
+    Encoding,
+    EncodingType,
+    IdentityEncoding,
+    JointEncoding,
+    L2Encoding,
+)
+from mip_lightning.hypernetworks.gamma_argument import GammaArgument, fix_gamma
+from mip_lightning.hypernetworks.heads import ChunkedHead, DenseHead, Head, HeadType, LowRankHead
+from mip_lightning.hypernetworks.hypermodel import Formulation, HyperModel
+from mip_lightning.hypernetworks.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.hypernetworks.selection import (
+    All,
+    ByName,
+    ByRegularExpression,
+    ByType,
+    Selection,
+)
+from mip_lightning.hypernetworks.summary import Summary, summarize
+from mip_lightning.hypernetworks.theta import ThetaConfig
+
+__all__ = [
+    "All",
+    "ByName",
+    "ByRegularExpression",
+    "ByType",
+    "CategoryEncoding",
+    "ChunkedHead",
+    "ComplementEncoding",
+    "DenseHead",
+    "DirectionEncoding",
+    "Encoding",
+    "EncodingType",
+    "Formulation",
+    "GammaArgument",
+    "Head",
+    "HeadType",
+    "HyperModel",
+    "Hypernetwork",
+    "HypernetworkConfig",
+    "IdentityEncoding",
+    "JointEncoding",
+    "L2Encoding",
+    "LowRankHead",
+    "Selection",
+    "Summary",
+    "ThetaConfig",
+    "fix_gamma",
+    "summarize",
+]

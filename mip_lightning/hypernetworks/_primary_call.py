@@ -1,0 +1,235 @@
+"""A call of the primary network with predicted weights: of one gamma, or of K draws in a batch."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.func import vmap
+
+from mip_lightning.errors import UsageError
+from mip_lightning.functional.replica import Reweighted
+from mip_lightning.hypernetworks._batch_first import BatchFirstCheck
+from mip_lightning.hypernetworks._batching import join_draws, pick_draw, split_draws
+from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
+from mip_lightning.hypernetworks.gamma_argument import GammaArgument
+from mip_lightning.utilities.nested import (
+    Inputs,
+    as_arguments,
+    holds_only_tensors,
+    map_tensors,
+    tensors_in,
+)
+
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class PrimaryCall:
+    """Calls the primary with the weights of one gamma, or of K draws.
+
+    K draws go through ``vmap``, except for what ``vmap`` cannot do: then they are called in turn.
+    What cannot be known before (a primary that looks at values, say) is tried, once.
+
+    Args:
+        primary: The primary network.
+        layout: Names and shapes of the predicted weights.
+        without_vmap: Types of modules that ``vmap`` cannot run: recurrent layers, and such as look
+            at the values of their inputs.
+    """
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        layout: ParameterLayout,
+        without_vmap: tuple[type[nn.Module], ...],
+    ) -> None:
+        self.primary = primary
+        self.layout = layout
+        self._without_vmap = without_vmap
+        self._reweighted = Reweighted(primary, list(layout.shapes))
+        self._gamma_argument = GammaArgument(primary)
+        self._batch_first = BatchFirstCheck(primary)
+        self._vmap_fails = False  # until it has failed once
+
+    @property
+    def asks_for_gamma(self) -> bool:
+        """Whether the primary's ``forward`` has an argument ``gamma``."""
+        return self._gamma_argument.is_asked_for
+
+    def __call__(
+        self,
+        theta: Mapping[str, Tensor],
+        inputs: Inputs,
+        gamma: Float[Tensor, "*K D"] | None = None,
+    ) -> Any:
+        """Call it.
+
+        Args:
+            theta: Name to ``(*shape)`` or ``(K, *shape)``.
+            inputs: A tensor ``(B, ...)``, or a tuple of positional or a mapping of keyword
+                arguments; for K draws, each tensor in it is split into K groups.
+            gamma: What theta was predicted at, for a primary that asks for it.
+
+        Returns:
+            What the primary returns, for all B samples; see ``join_draws``.
+
+        Raises:
+            UsageError: If K does not divide the number of samples, each has a gamma of its own
+                and a layer in training normalizes over samples, samples may not lie where a layer
+                takes them, inputs or outputs hold what cannot be split or joined, or the primary
+                asks for a gamma that is not given.
+        """
+        args, kwargs = as_arguments(inputs)
+        name, first = next(iter(theta.items()))
+        if first.ndim == len(self.layout.shapes[name]):
+            gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
+            return self._reweighted(theta, args, self._gamma_argument.added(args, kwargs, gamma))
+        num_draws = len(first)
+        num_samples = next((len(t) for t in tensors_in((args, kwargs)) if t.ndim), None)
+        if num_draws > 1:
+            self._check_samples(num_draws, num_samples)
+        args, kwargs = split_draws((args, kwargs), num_draws)
+        with self._inputs_checked(num_draws, num_samples):
+            if self._goes_in_turn():
+                return self._in_turn(theta, args, kwargs, gamma)
+            try:
+                output = self._at_once(theta, args, kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # vmap cannot look at values, say
+                reason = next(iter(str(error).splitlines()), "")
+            else:
+                if holds_only_tensors(output):
+                    return output
+                # Other objects are of all draws at once, and may hold what only vmap can read.
+                reason = "its output holds other objects than tensors"
+            output = self._in_turn(theta, args, kwargs, gamma)  # any other error comes again
+            if not torch.compiler.is_compiling():
+                self._vmap_fails = True
+                name = type(self.primary).__name__
+                rank_zero_info(f"K draws of {name} run in turn, for vmap cannot run it ({reason})")
+            return output
+
+    def _inputs_checked(
+        self, num_draws: int, num_samples: int | None
+    ) -> AbstractContextManager[None]:
+        """Refuses what layers get that take samples second, but in compiled code.
+
+        Args:
+            num_draws: K.
+            num_samples: B, if there are inputs to tell it.
+        """
+        if num_draws == 1 or num_samples is None or torch.compiler.is_compiling():
+            return nullcontext()
+        return self._batch_first.inputs_checked(num_samples // num_draws)
+
+    def _at_once(
+        self, theta: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call all draws by ``vmap``, which is given and gives back nothing but tensors.
+
+        Args:
+            theta: Name to ``(K, *shape)``.
+            args: Positional arguments, split into K groups.
+            kwargs: Keyword arguments, split likewise.
+        """
+        outputs = []
+
+        def run(weights: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
+            tensors = iter(given)
+            own_args, own_kwargs = map_tensors((args, kwargs), lambda tensor: next(tensors))
+            outputs.append(self._reweighted(weights, own_args, own_kwargs))
+            return list(tensors_in(outputs[0]))
+
+        found = vmap(run, randomness="different")(dict(theta), list(tensors_in((args, kwargs))))
+        joined = iter(found)
+
+        def flat(tensor: Tensor) -> Tensor:
+            own = next(joined)
+            return own.flatten(0, 1) if own.ndim > 1 else own
+
+        return map_tensors(outputs[0], flat)
+
+    def bound(
+        self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None
+    ) -> Callable[[Inputs], Any]:
+        """The call with the weights of one gamma, to be made several times while the mode stays.
+
+        Args:
+            theta: Name to ``(*shape)``.
+            gamma: What theta was predicted at, for a primary that asks for it.
+        """
+        network = self._reweighted.bound(theta)
+        own_gamma = None if gamma is None else gamma[0]
+
+        def call(inputs: Inputs) -> Any:
+            args, kwargs = as_arguments(inputs)
+            return network(*args, **self._gamma_argument.added(args, kwargs, own_gamma))
+
+        return call
+
+    def _in_turn(
+        self,
+        theta: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        gamma: Float[Tensor, "K D"] | None,
+    ) -> Any:
+        """Call one draw after another.
+
+        Args:
+            theta: Name to ``(K, *shape)``.
+            args: Positional arguments, split into K groups.
+            kwargs: Keyword arguments, split likewise.
+            gamma: The draws.
+        """
+        outputs = []
+        for draw in range(len(next(iter(theta.values())))):
+            own_args = tuple(pick_draw(value, draw) for value in args)
+            own_kwargs = {name: pick_draw(value, draw) for name, value in kwargs.items()}
+            own_gamma = None if gamma is None else gamma[draw]
+            outputs.append(
+                self._reweighted(
+                    {name: tensor[draw] for name, tensor in theta.items()},
+                    own_args,
+                    self._gamma_argument.added(own_args, own_kwargs, own_gamma),
+                )
+            )
+        return join_draws(outputs)
+
+    def _goes_in_turn(self) -> bool:
+        """Whether ``vmap`` cannot do it.
+
+        It cannot write buffers (running statistics), nor look at values, as a primary that asks
+        for gamma may.
+        """
+        return (
+            self.asks_for_gamma
+            or self._vmap_fails
+            or any(
+                isinstance(module, self._without_vmap)
+                or (module.training and next(module.buffers(recurse=False), None) is not None)
+                for module in self.primary.modules()
+            )
+        )
+
+    def _check_samples(self, num_draws: int, num_samples: int | None) -> None:
+        """Refuse layers that take samples second, and statistics over single samples.
+
+        Args:
+            num_draws: K, 2 or more.
+            num_samples: B, if there are inputs to tell it.
+        """
+        self._batch_first.check_layers(num_draws)
+        if num_samples != num_draws:
+            return
+        for name, module in self.primary.named_modules():
+            if isinstance(module, _BATCH_NORM) and (module.training or module.running_mean is None):
+                raise UsageError(
+                    f"one gamma a sample, and {name or 'the primary'} is a {type(module).__name__}"
+                    " in training: its statistics would be those of single samples; draw fewer"
+                    " gammas a batch, or use GroupNorm or LayerNorm"
+                )

@@ -1,0 +1,332 @@
+"""HyperModel: a primary network whose weights a hypernetwork predicts.
+
+``theta = theta0 + h(E(gamma); omega)``. theta0, the independent weights, are the primary's own
+parameters; the formulations differ only in the encoding E and in how theta0 starts.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mip_lightning.errors import UsageError
+from mip_lightning.hypernetworks._initialization import (
+    activation_gain,
+    change_targets,
+    share_with_theta0,
+)
+from mip_lightning.hypernetworks._parameter_layout import ParameterLayout, with_channels_as_in
+from mip_lightning.hypernetworks._primary_call import PrimaryCall
+from mip_lightning.hypernetworks._weight_norm import PredictedWeightNorm
+from mip_lightning.hypernetworks.encodings import (
+    EncodingType,
+    IdentityEncoding,
+    L2Encoding,
+    make_encoding,
+)
+from mip_lightning.hypernetworks.gamma_argument import fix_gamma
+from mip_lightning.hypernetworks.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.hypernetworks.selection import as_selection
+from mip_lightning.hypernetworks.summary import Summary, summarize
+from mip_lightning.hypernetworks.theta import ThetaConfig, load_pretrained
+from mip_lightning.priors import Gamma, Prior
+from mip_lightning.utilities.nested import Inputs
+
+Formulation: TypeAlias = Literal["default", "input", "output", "mip"]
+"""The paper's ablation: neither change, the input encoding, the output encoding, or both."""
+
+
+class _Choice(NamedTuple):
+    encoding: EncodingType
+    keeps_theta0: bool
+
+
+FORMULATIONS: dict[Formulation, _Choice] = {
+    "default": _Choice(IdentityEncoding, keeps_theta0=False),
+    "input": _Choice(L2Encoding, keeps_theta0=False),
+    "output": _Choice(IdentityEncoding, keeps_theta0=True),
+    "mip": _Choice(L2Encoding, keeps_theta0=True),
+}
+
+
+class HyperModel(nn.Module):
+    """A primary network f(x; theta) with theta = theta0 + h(E(gamma); omega).
+
+    Any module serves as the primary, as it is. Its predicted parameters become theta0: they keep
+    their values where the formulation adds predictions to independent weights (``output``,
+    ``mip``), so that a trained primary can be given, and start at zero otherwise. A parameter
+    that is tied to others is predicted once for all of them.
+
+    The primary is taken over, not copied: give a copy where it is needed elsewhere.
+
+    Args:
+        primary: The primary network.
+        prior: p(gamma); sets the number of dimensions D and the range of the encoding.
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts.
+
+    Raises:
+        UsageError: If the primary has no parameters, the selection chooses nothing, the
+            formulation is unknown, or the pretrained weights do not fit.
+
+    Example::
+
+        model = HyperModel(resnet18(), prior=Uniform(0, 1))
+        y = model(x, gamma=torch.tensor([0.3]))         # one set of weights
+        y = model(x, gamma=torch.rand(len(x), 1))       # one gamma a sample
+        net = model.materialize(0.3)                    # an ordinary resnet18
+    """
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
+    ) -> None:
+        super().__init__()
+        if formulation not in FORMULATIONS:
+            raise UsageError(
+                f"formulation={formulation!r}: choose one of {', '.join(get_args(Formulation))}"
+            )
+        if isinstance(primary, torch.jit.ScriptModule):
+            raise UsageError("primary is a TorchScript module: give the network it was made from")
+        choice = FORMULATIONS[formulation]
+        theta0 = as_selection(theta.predicted).select(primary)
+        if theta.pretrained is not None:
+            if not choice.keeps_theta0:
+                raise UsageError(
+                    f"pretrained={theta.pretrained!r}: theta0 starts at zero in formulation"
+                    f" {formulation!r}; use mip or output"
+                )
+            load_pretrained(primary, theta.pretrained)
+        self.layout = ParameterLayout({name: p.shape for name, p in theta0.items()})
+        self.primary = primary
+        self.prior = prior
+        self.formulation = formulation
+        self._given = {name: p.detach().clone() for name, p in theta0.items()}
+        self.weight_norm = PredictedWeightNorm(theta0) if theta.weight_norm else None
+        if not choice.keeps_theta0:
+            with torch.no_grad():
+                for parameter in theta0.values():
+                    parameter.zero_()
+        if theta.frozen:
+            for parameter in theta0.values():
+                parameter.requires_grad_(False)
+        encoding = make_encoding(prior, hypernetwork.encoding or choice.encoding)
+        targets = _targets(self.layout, hypernetwork, theta0, theta.pretrained)
+        self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork, targets)
+        without_vmap = (nn.RNNBase, HyperModel)  # a hypermodel in the primary checks its gamma
+        self._primary_call = PrimaryCall(primary, self.layout, without_vmap)
+
+    @property
+    def asks_for_gamma(self) -> bool:
+        """Whether the primary's ``forward`` has an argument ``gamma``, which it then gets."""
+        return self._primary_call.asks_for_gamma
+
+    @property
+    def theta0(self) -> dict[str, nn.Parameter]:
+        """The independent weights: the primary's own parameters that are predicted, by name."""
+        parameters = dict(self.primary.named_parameters())
+        return {name: parameters[name] for name in self.layout.shapes}
+
+    def summary(self) -> Summary:
+        """What is predicted, and what that takes; print it.
+
+        It looks at shapes only. So a model that is built under ``torch.device("meta")`` tells what
+        it would take before any memory is taken.
+        """
+        return summarize(self.primary, self.layout, self.hypernetwork)
+
+    def forward(self, inputs: Inputs, gamma: Gamma) -> Any:
+        """Run the primary with the weights predicted at gamma.
+
+        Values of gamma are checked, which waits for the device that holds them. Code compiled
+        by ``torch.compile`` does not look at values: check them first with ``prior.check``.
+
+        Args:
+            inputs: A tensor ``(B, ...)``, or a tuple of positional or a mapping of keyword
+                arguments of the primary.
+            gamma: Shape ``(D,)``, or ``(K, D)`` where K divides B; sample i then uses draw
+                ``i // (B / K)``.
+
+        Returns:
+            What the primary returns, for all B samples. The tensors that K draws return are joined
+            along their first dimension; those without dimensions become one of shape ``(K,)``.
+
+        Raises:
+            UsageError: If gamma has another shape, is not finite, or lies outside the prior's
+                support, or for K draws as in ``run``.
+        """
+        draws = self.prior.as_draws(gamma)
+        if not torch.compiler.is_compiling():
+            draws = self.prior.check_values(draws)
+        # A primary that asks for gamma computes sizes of it, by numbers on the CPU.
+        raw = draws.cpu() if self.asks_for_gamma else draws
+        return self.run(self.theta_at(draws), inputs, raw)
+
+    def run_at(self, gamma: Float[Tensor, "*K D"], inputs: Inputs) -> Any:
+        """As ``forward``, without a look at the values of gamma, so that no device is waited for.
+
+        Args:
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+            inputs: As in ``forward``.
+        """
+        return self.run(self.theta_at(gamma), inputs, gamma)
+
+    def theta_at(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
+        """As ``theta``, but in the primary's own shapes for one draw of shape ``(1, D)`` too.
+
+        Args:
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+        """
+        return self.theta(gamma[0] if gamma.ndim == 2 and len(gamma) == 1 else gamma)
+
+    def theta(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
+        """Predict the primary weights, without a look at the values of gamma.
+
+        They are formed in float32 under autocast too, for theta0 would lose in half precision
+        what small predicted changes add to it. Gamma is encoded in float32 even where the weights
+        are in half precision: there 0.999 is 1, and of 300 categories some are taken for others.
+
+        Args:
+            gamma: Shape ``(D,)`` or ``(K, D)``.
+
+        Returns:
+            Name to ``(*shape)`` for gamma of shape ``(D,)``, to ``(K, *shape)`` for ``(K, D)``.
+        """
+        reference = next(self.hypernetwork.parameters())
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        gamma = gamma.to(reference.device, dtype, non_blocking=True)
+        with torch.autocast(reference.device.type, enabled=False):
+            delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
+            parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
+            theta0 = self.theta0
+            theta = {
+                name: with_channels_as_in(theta0[name], theta0[name] + part)
+                for name, part in parts.items()
+            }
+            return theta if self.weight_norm is None else self.weight_norm(theta)
+
+    def run(
+        self,
+        theta: Mapping[str, Tensor],
+        inputs: Inputs,
+        gamma: Float[Tensor, "*K D"] | None = None,
+    ) -> Any:
+        """Run the primary with given weights.
+
+        Args:
+            theta: Name to ``(*shape)`` or ``(K, *shape)``, as ``theta`` gives it.
+            inputs: As in ``forward``; for K draws, each tensor in it is split into K groups.
+            gamma: What theta was predicted at, for a primary whose ``forward`` has an argument of
+                this name: it gets the draw of shape ``(D,)``, on the device on which it is given.
+
+        Returns:
+            What the primary returns, for all samples, as from ``forward``.
+
+        Raises:
+            UsageError: If K does not divide the number of samples, each has a gamma of its own
+                and a layer in training normalizes over samples, samples may not lie where a layer
+                takes them, inputs or outputs hold what cannot be split or joined, or the primary
+                asks for a gamma that is not given.
+        """
+        return self._primary_call(theta, inputs, gamma)
+
+    def bound(
+        self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None = None
+    ) -> Callable[[Inputs], Any]:
+        """The primary with the weights of one gamma, to be run several times.
+
+        The time that ``run`` takes at each call to put the weights in place is spent once.
+
+        Args:
+            theta: Name to ``(*shape)``, as ``theta_at`` gives it.
+            gamma: As in ``run``.
+
+        Returns:
+            A function of the inputs, which holds while training or evaluation mode stays.
+        """
+        return self._primary_call.bound(theta, gamma)
+
+    @torch.no_grad()
+    def materialize(self, gamma: Gamma) -> nn.Module:
+        """An ordinary network of the primary's class with the weights at one gamma.
+
+        Args:
+            gamma: A number (D = 1) or shape ``(D,)``.
+
+        Returns:
+            A copy of the primary that shares nothing with this model. Where its ``forward`` asks
+            for gamma, it is called at this one unless it is given another.
+
+        Raises:
+            UsageError: If gamma is not one valid value.
+        """
+        gamma = self.prior.check(gamma)
+        if len(gamma) != 1:
+            raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
+        network = _copied(self.primary)
+        theta = self.theta(gamma[0])
+        parameters = dict(network.named_parameters())
+        for name, value in theta.items():
+            parameters[name].copy_(value)
+        fix_gamma(network, gamma[0])
+        return network
+
+    @torch.no_grad()
+    def ordinary(self) -> nn.Module:
+        """The primary as it was given, before any weight was predicted: what it would be itself.
+
+        Returns:
+            A copy that shares nothing with this model; what is not predicted is as it is now.
+        """
+        network = _copied(self.primary)
+        parameters = dict(network.named_parameters())
+        for name, value in self._given.items():
+            parameters[name].copy_(value)
+        return network
+
+    def describe(self) -> dict[str, str]:
+        """What shapes of tensors do not tell of the model, in words that can be compared."""
+        nameless = type(self.prior).__repr__ is object.__repr__
+        return {
+            "prior": type(self.prior).__name__ if nameless else str(self.prior),
+            "encoding": type(self.hypernetwork.encoding).__name__,
+            "head": type(self.hypernetwork.head).__name__,
+            "trunk": " ".join(str(self.hypernetwork.trunk).split()),
+        }
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise UsageError(
+            f"primary: {type(network).__name__} cannot be copied, for it keeps a computed tensor,"
+            " as the old torch.nn.utils.weight_norm does: use torch.nn.utils.parametrizations"
+        ) from error
+
+
+def _targets(
+    layout: ParameterLayout,
+    config: HypernetworkConfig,
+    theta0: dict[str, nn.Parameter],
+    pretrained: str | None,
+) -> dict[str, float]:
+    """Variance that the change of each predicted tensor starts with."""
+    gain = activation_gain(config.make_activation())
+    targets = change_targets(config.head_init, layout, gain, config.hidden_sizes[-1])
+    if not config.head_init.startswith("hyperfan"):
+        return targets
+    if pretrained is not None:
+        raise UsageError(
+            f"head_init={config.head_init!r} scales theta0, which would spoil pretrained weights:"
+            " use zero"
+        )
+    return share_with_theta0(theta0, targets)

@@ -1,0 +1,129 @@
+"""Scale-space classification: one classifier for every factor of rescaling within it."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mip_lightning.core._minibatch import StepOutput
+from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.errors import UsageError
+from mip_lightning.hypernetworks.hypermodel import Formulation
+from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
+from mip_lightning.hypernetworks.theta import ThetaConfig
+from mip_lightning.priors import Prior, Uniform
+from mip_lightning.tasks._label_range import LabelRange
+from mip_lightning.utilities.precision import at_least_float32
+
+ImagesAndLabels: TypeAlias = Sequence[Tensor]
+"""Images ``(B, ...)`` and integer labels ``(B,)``, as PyTorch's loaders collate them."""
+
+
+class Classification(HyperLightningModule):
+    """Classification by cross-entropy; gamma is what the primary network makes of it.
+
+    A primary whose ``forward`` has an argument ``gamma`` gets it, as ``ScaleSpaceResNet``, which
+    rescales by it: 0.5 halves. What is not said is the paper's for these.
+
+    Validation and test log the top-1 accuracy, averaged over the grid of gamma and at its best;
+    ``val_accuracy`` chooses the checkpoint.
+
+    Source: paper, Sections 5.1 and A.4.
+
+    Args:
+        primary: A classifier: ``(B, ...)``, and gamma if it asks for it, to logits ``(B, C)``.
+        prior: p(gamma); by default uniform in [0, 0.5].
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts and trains; by default with
+            the paper's weight decay.
+        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
+        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
+            or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
+        validation_grid_size: Number of gamma over which validation sweeps.
+        test_grid_size: Number of gamma over which test sweeps.
+        label_smoothing: Share of the target spread over all classes, in [0, 1), in the loss.
+        ranks_share_gamma: Whether all ranks draw the same gamma, so that none waits for another
+            that has larger images.
+
+    Raises:
+        UsageError: If ``label_smoothing`` is out of range, or as ``HyperLightningModule`` raises.
+    """
+
+    monitor: ClassVar[str] = "val_accuracy"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior | None = None,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(weight_decay=1e-3),
+        part_options: PartOptions | None = None,
+        draws_per_batch: DrawsPerBatch = 1,
+        validation_grid_size: int = 5,
+        test_grid_size: int = 11,
+        label_smoothing: float = 0.1,
+        ranks_share_gamma: bool = True,
+    ) -> None:
+        super().__init__(
+            primary,
+            Uniform(0.0, 0.5) if prior is None else prior,
+            formulation,
+            hypernetwork,
+            theta,
+            part_options,
+            draws_per_batch,
+            validation_grid_size,
+            test_grid_size,
+        )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise UsageError(f"label_smoothing={label_smoothing}: give a share in [0, 1)")
+        self.label_smoothing = label_smoothing
+        self.ranks_share_gamma = ranks_share_gamma
+        self._label_range = LabelRange()
+
+    def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
+        """Cross-entropy, in nats, with label smoothing.
+
+        Raises:
+            UsageError: If a label is no class of the primary.
+        """
+        images, labels = batch
+        logits = at_least_float32(self(images, gamma))
+        self._label_range.check(labels, logits.shape[1])
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return StepOutput(loss, logits.detach(), labels)
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """Top-1 accuracy."""
+        return {"accuracy": MulticlassAccuracy(average="micro", validate_args=False)}
+
+    def predict_step(
+        self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
+    ) -> dict[str, Tensor]:
+        """Predict at the one gamma that was asked for.
+
+        Args:
+            batch: Images, alone or with labels, which are not used.
+            batch_idx: Index of the batch.
+
+        Returns:
+            ``predicted`` class ``(B,)`` and ``probabilities`` ``(B, C)``.
+
+        Raises:
+            UsageError: If none was asked for, or several.
+        """
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        if self.requested is None:
+            raise UsageError("Classification predicts at a gamma: give predict --gamma 0.3")
+        (drawn,) = self.evaluation_draws.of(self.model, self.requested.one)
+        logits = at_least_float32(drawn.run(self.model, images))
+        return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

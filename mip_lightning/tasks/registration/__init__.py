@@ -1,0 +1,24 @@
+"""Registration: the deformation that warps one image to another."""
+
+from mip_lightning.tasks.registration.deformation import Displacement, StationaryVelocity
+from mip_lightning.tasks.registration.figure import draw_registration
+from mip_lightning.tasks.registration.losses import (
+    SquaredError,
+    SquaredGradientPenalty,
+    TotalVariationPenalty,
+)
+from mip_lightning.tasks.registration.metrics import FoldedShare, GradientMagnitude, MeanDice
+from mip_lightning.tasks.registration.task import Registration
+
+__all__ = [
+    "Displacement",
+    "FoldedShare",
+    "GradientMagnitude",
+    "MeanDice",
+    "Registration",
+    "SquaredError",
+    "SquaredGradientPenalty",
+    "StationaryVelocity",
+    "TotalVariationPenalty",
+    "draw_registration",
+]

@@ -1,0 +1,292 @@
+"""HyperMorph: deformable registration at every weight of its regularization at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from typing_extensions import override
+
+from mip_lightning.core._minibatch import DrawnGamma, StepOutput, Volume
+from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
+from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.errors import UsageError
+from mip_lightning.functional.spatial_transform import warped
+from mip_lightning.hypernetworks.hypermodel import Formulation
+from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
+from mip_lightning.hypernetworks.theta import ThetaConfig
+from mip_lightning.priors import Prior, Uniform, format_gamma
+from mip_lightning.tasks._volumes import in_the_middle
+from mip_lightning.tasks.registration.deformation import (
+    Deformation,
+    Deformed,
+    Displacement,
+    StationaryVelocity,
+)
+from mip_lightning.tasks.registration.figure import draw_registration
+from mip_lightning.tasks.registration.losses import SquaredError, TotalVariationPenalty
+from mip_lightning.tasks.registration.metrics import (
+    FoldedShare,
+    GradientMagnitude,
+    MeanDice,
+    Pair,
+)
+from mip_lightning.utilities.precision import at_least_float32
+
+
+class Registration(HyperLightningModule):
+    """Registers a moving image to a fixed one; gamma weighs the regularization of the flow.
+
+    The primary maps both images, ``(B, 2, *S)``, to a flow ``(B, D, *S)``. The loss is
+    ``(1 - gamma) similarity(warped, fixed) + gamma regularization(flow)``, gamma in [0, 1]: at 0
+    the images alone count, at 1 nothing moves. What is not said is the paper's.
+
+    Validation and test log, averaged over the grid and at the best gamma, the mean Dice of the
+    warped labels (``val_dice_best`` chooses the checkpoint), the share of folded voxels and the
+    mean gradient magnitude of the displacement, and beside them ``val_dice_before``, the Dice
+    before registration. ``curves["dice"].by_label`` holds each label's.
+
+    Source: paper, Sections 5.1 and A.3; Hoopes et al., "Learning the Effect of Registration
+    Hyperparameters with HyperMorph", 2022, Equation 4.
+
+    Args:
+        primary: Network from 2 channels to as many as the images have dimensions.
+        prior: p(gamma) in [0, 1]; by default uniform.
+        formulation: ``default``, ``input``, ``output`` or ``mip``.
+        hypernetwork: Architecture of the hypernetwork.
+        theta: Which parameters are predicted, and how theta0 starts and trains.
+        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
+        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
+            or ``one_per_sample``.
+        validation_grid_size: Number of gamma over which validation sweeps.
+        test_grid_size: Number of gamma over which test sweeps.
+        similarity: Module that maps (warped, fixed) to a mean; by default ``SquaredError()``.
+        regularization: Module that maps a field ``(B, D, *R)`` to a mean; by default
+            ``TotalVariationPenalty()``.
+        deformation: How the flow is read; by default ``Displacement()``.
+        bidirectional: Average the similarity of the warped moving and the fixed image with that
+            of the fixed image, warped by the inverse, and the moving one.
+        divisible_by: Images are padded by zeros to multiples of this and the flow is cropped back;
+            32 serves networks that halve an image up to five times.
+
+    Raises:
+        UsageError: If the prior has several dimensions or leaves [0, 1], ``divisible_by`` is below
+            1, ``bidirectional`` lacks an inverse, or as ``HyperLightningModule`` raises.
+    """
+
+    monitor: ClassVar[str] = "val_dice_best"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    predicts_volumes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        prior: Prior | None = None,
+        formulation: Formulation = "mip",
+        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
+        theta: ThetaConfig = ThetaConfig(),
+        part_options: PartOptions | None = None,
+        draws_per_batch: DrawsPerBatch = 1,
+        validation_grid_size: int = 5,
+        test_grid_size: int = 11,
+        similarity: nn.Module | None = None,
+        regularization: nn.Module | None = None,
+        deformation: Deformation | None = None,
+        bidirectional: bool = False,
+        divisible_by: int = 32,
+    ) -> None:
+        super().__init__(
+            primary,
+            Uniform(0.0, 1.0) if prior is None else prior,
+            formulation,
+            hypernetwork,
+            theta,
+            part_options,
+            draws_per_batch,
+            validation_grid_size,
+            test_grid_size,
+        )
+        _check_prior(self.model.prior)
+        if divisible_by < 1:
+            raise UsageError(f"divisible_by={divisible_by}: give 1 or more")
+        self.similarity = SquaredError() if similarity is None else similarity
+        self.regularization = TotalVariationPenalty() if regularization is None else regularization
+        self.deformation = Displacement() if deformation is None else deformation
+        if bidirectional and not isinstance(self.deformation, StationaryVelocity):
+            raise UsageError(
+                f"bidirectional=True, and {type(self.deformation).__name__} has no inverse: use"
+                " deformation StationaryVelocity"
+            )
+        self.bidirectional = bidirectional
+        self.divisible_by = divisible_by
+        # In a mapping it is not a submodule, and so keeps its own precision.
+        self._extra_metrics = {"dice_before": MeanDice()}
+
+    def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
+        """What the primary makes of the images, in voxels.
+
+        Raises:
+            UsageError: If it is no flow of the images' size.
+        """
+        moving, fixed = batch["moving"], batch["fixed"]
+        size = moving.shape[2:]
+        margins = [-length % self.divisible_by for length in size]
+        around = [m for margin in reversed(margins) for m in (margin // 2, margin - margin // 2)]
+        images = torch.cat([moving, fixed], dim=1)
+        flow: Tensor = self(F.pad(images, around) if any(margins) else images, gamma)
+        for axis, (length, margin) in enumerate(zip(size, margins, strict=True), start=2):
+            flow = flow.narrow(axis, margin // 2, length) if margin else flow
+        if flow.shape != (len(moving), len(size), *size):
+            raise UsageError(
+                f"primary: {type(self.model.primary).__name__} gives {tuple(flow.shape)} for images"
+                f" of {' x '.join(map(str, size))}: a flow has {len(size)} channels"
+            )
+        # Positions of voxels are beyond half precision: bf16 knows 256 and 258, but not 257.
+        return at_least_float32(flow)
+
+    def deformed(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Deformed:
+        """The displacement of a batch at gamma, and the field that is regularized.
+
+        A gamma that a user gives is checked, one that this module drew is not.
+        """
+        deformed: Deformed = self.deformation(self.flow(batch, gamma))
+        return deformed
+
+    def loss(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> StepOutput:
+        """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs."""
+        flow = self.flow(batch, gamma)
+        moving, fixed = batch["moving"].to(flow.dtype), batch["fixed"].to(flow.dtype)
+        with torch.autocast(flow.device.type, enabled=False):
+            displacement, field = self.deformation(flow)
+            similarity = self._similarity(moving, fixed, displacement, len(gamma))
+            if self.bidirectional:
+                inverse = self.deformation(-flow).displacement
+                backward = self._similarity(fixed, moving, inverse, len(gamma))
+                similarity = (similarity + backward) / 2
+            parts = [self.regularization(part) for part in field.chunk(len(gamma))]
+            weight = gamma[:, 0]
+            loss = ((1.0 - weight) * similarity + weight * torch.stack(parts)).mean()
+        return StepOutput(loss, displacement.detach(), batch)
+
+    def _similarity(
+        self,
+        moving: Float[Tensor, "B 1 *S"],
+        fixed: Float[Tensor, "B 1 *S"],
+        displacement: Float[Tensor, "B axes *S"],
+        num_draws: int,
+    ) -> Float[Tensor, " K"]:
+        groups = zip(
+            warped(moving, displacement).chunk(num_draws), fixed.chunk(num_draws), strict=True
+        )
+        return torch.stack([self.similarity(w, f) for w, f in groups])
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """Mean Dice, share of folded voxels, mean gradient magnitude."""
+        return {
+            "dice": MeanDice(),
+            "folded_share": FoldedShare(),
+            "gradient_magnitude": GradientMagnitude(),
+        }
+
+    def sample_names(self, batch: Pair) -> Sequence[str]:
+        """``MOVING_to_FIXED`` for each pair."""
+        if "moving_name" not in batch or "fixed_name" not in batch:
+            return super().sample_names(batch)
+        names = zip(batch["moving_name"], batch["fixed_name"], strict=True)
+        return [f"{moving}_to_{fixed}" for moving, fixed in names]
+
+    @override
+    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
+        return self._extra_metrics
+
+    @override
+    def update_extra_metrics(self, batch: Pair, stage: Stage) -> None:
+        moving = batch["moving"]
+        shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
+        nowhere = torch.zeros(shape, device=moving.device, dtype=torch.float32)
+        self._extra_metrics["dice_before"].update(nowhere, batch)
+
+    @property
+    @override
+    def references(self) -> dict[str, tuple[str, float]]:
+        before = self.extra_values.get("dice_before")
+        return {} if before is None else {"dice": ("before registration", float(before))}
+
+    def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
+        """Warped image, warped labels and displacement of each pair at each requested gamma.
+
+        All are in the fixed image's own size. A displacement has one component for each axis in a
+        last dimension, in voxels: what is at voxel x was at ``x + u(x)`` in the moving image.
+
+        Raises:
+            UsageError: If no gamma was requested, or the pairs have no names.
+        """
+        names = self.sample_names(batch)
+        volumes = []
+        for index, name in enumerate(names):
+            pair: Any = {key: _one(values, index) for key, values in batch.items()}
+            for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
+                volumes += self._volumes(
+                    pair, drawn, f"{name}/gamma_{format_gamma(drawn.gamma[0])}"
+                )
+        return volumes
+
+    def _volumes(self, pair: Pair, drawn: DrawnGamma, stem: str) -> list[Volume]:
+        with self._draws(drawn):
+            displacement = self.deformed(pair, drawn.gamma).displacement
+        images = {"image": warped(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
+        if "moving_labels" in pair:
+            labels = pair["moving_labels"]
+            found = warped(labels.to(displacement.dtype), displacement, "nearest")
+            images["labels"] = found[0, 0].to(labels.dtype)
+        padded, axes = displacement.shape[2:], displacement.ndim - 2
+        size = pair.get("size")
+        moving_size = pair.get("moving_size", size)
+        box, moving_box = (
+            in_the_middle(padded, None if own is None else own[0]) for own in (size, moving_size)
+        )
+        # Both images are padded, and a file counts the voxels of each without its margin.
+        shift = [own.start - moving.start for own, moving in zip(box, moving_box, strict=True)]
+        images["displacement"] = displacement[0].movedim(0, -1) + displacement.new_tensor(shift)
+        where = torch.as_tensor(pair["affine"][0]) if "affine" in pair else torch.eye(4)
+        return [
+            Volume(f"{stem}_{name}", image[box].cpu(), where.cpu(), is_vector=image.ndim > axes)
+            for name, image in images.items()
+        ]
+
+    def draw_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
+        """The first pair of a batch, warped at each gamma: image, flow as a grid, difference."""
+        pair: Any = {key: _one(values, 0) for key, values in batch.items()}
+        displacements = []
+        for gamma in gammas.split(1):
+            with self._draws(DrawnGamma(gamma.to(self.device))) as drawn:
+                displacements.append(self.deformed(pair, drawn.gamma).displacement)
+        moving = pair["moving"].to(displacements[0].dtype)
+        images = [warped(moving, displacement) for displacement in displacements]
+        figure = draw_registration(
+            moving[0, 0].cpu(),
+            pair["fixed"][0, 0].to(moving).cpu(),
+            torch.cat(images)[:, 0].cpu(),
+            torch.cat(displacements).cpu(),
+            gammas[:, 0].tolist(),
+            torch.as_tensor(pair["affine"][0]).cpu() if "affine" in pair else None,
+        )
+        return {"registration": figure}
+
+
+def _one(values: Any, index: int) -> Any:
+    return values[index : index + 1]
+
+
+def _check_prior(prior: Prior) -> None:
+    ends = prior.quantile(torch.tensor([[0.0] * prior.dim, [1.0] * prior.dim]))
+    if prior.dim != 1 or not bool(((ends >= 0.0) & (ends <= 1.0)).all()):
+        raise UsageError(
+            f"prior={prior}: gamma weighs similarity against regularization, so give a prior of"
+            " one dimension in [0, 1], such as Uniform(0, 1)"
+        )

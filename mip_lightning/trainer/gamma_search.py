@@ -1,0 +1,324 @@
+"""Which gamma is best on the validation data: for all of it, for each label, for each subject."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from mip_lightning.core._minibatch import DrawnGamma, StepOutput, batch_size, take_samples
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.sweep import LabelledMetric, SeenNaN
+from mip_lightning.diagnostics.cost import PrimaryCost
+from mip_lightning.errors import UsageError
+
+By: TypeAlias = Literal["all", "label", "subject"]
+
+LOSS = "loss"
+"""The name of the loss among the metrics."""
+
+
+class Selected(NamedTuple):
+    """The best gamma of something, and the metric there."""
+
+    gamma: float
+    value: float
+
+
+def best_of(
+    function: Callable[[float], float],
+    grid: Sequence[float],
+    higher_is_better: bool,
+    tolerance: float,
+) -> Selected:
+    """The best argument between the ends of a grid.
+
+    First the grid, then between the neighbours of its best point a golden-section search with
+    parabolic steps (Brent's, of scipy). What it returns was evaluated, and is no worse than the
+    grid's best; NaN is worse than any number, and where all are NaN the first is returned.
+
+    Args:
+        function: What is to be large, or small.
+        grid: Values in ascending order.
+        higher_is_better: Whether large is good.
+        tolerance: How close to come, in the argument.
+    """
+    seen: dict[float, float] = {}
+
+    def cost(gamma: float, of_nan: float = math.inf) -> float:
+        gamma = float(gamma)  # scipy gives numbers of numpy
+        if gamma not in seen:
+            seen[gamma] = function(gamma)
+        value = seen[gamma]
+        if math.isnan(value):
+            return of_nan
+        return -value if higher_is_better else value
+
+    costs = [cost(gamma) for gamma in grid]
+    best = costs.index(min(costs))
+    numbers = [value for value in costs if value < math.inf]
+    if not numbers:
+        return Selected(grid[0], math.nan)
+    # A parabola goes through no infinite value: worse than all that is known is enough.
+    worse = 2 * max(numbers) - min(numbers) + 1
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    if high > low:
+        minimize_scalar(
+            lambda gamma: cost(gamma, worse),
+            bounds=(low, high),
+            method="bounded",
+            options={"xatol": tolerance},
+        )
+    gamma = min(seen, key=cost)
+    return Selected(gamma, seen[gamma])
+
+
+class FlopsBudget:
+    """Whether the primary takes few enough FLOPs at a gamma.
+
+    Args:
+        model: The module.
+        batch: A batch on the module's device, of whose samples the FLOPs are.
+        max_flops: The most that are allowed, for a sample.
+        grid: Values of gamma of which at least one must be cheap enough.
+
+    Raises:
+        UsageError: If none is.
+    """
+
+    def __init__(
+        self, model: HyperLightningModule, batch: Any, max_flops: float, grid: Sequence[float]
+    ) -> None:
+        (inputs, *_) = model.inputs_of(batch, torch.tensor([[grid[0]]], device=model.device))
+        self._cost = PrimaryCost(model.model, inputs)
+        self.max_flops = max_flops
+        cheapest = min(map(self.flops, grid))
+        if not cheapest <= max_flops:
+            raise UsageError(
+                f"max_flops={max_flops:g}: the primary takes {cheapest:.4g} FLOPs for a sample at"
+                " the cheapest gamma; allow as many"
+            )
+
+    def flops(self, gamma: float) -> float:
+        """FLOPs of the primary for a sample."""
+        return self._cost.flops(torch.tensor([gamma]))
+
+    def __call__(self, gamma: float) -> bool:
+        """Whether they are few enough."""
+        return self.flops(gamma) <= self.max_flops
+
+
+class GammaSearch:
+    """Evaluates a module's metric at gamma, and looks for the best.
+
+    It looks in the levels of the prior's quantiles: in equal steps of the logarithm where the prior
+    is uniform in it, and at the values alone where there are finitely many.
+
+    Args:
+        model: The module, in evaluation mode.
+        batches: The validation batches, on the module's device.
+        metric: Name of the metric, or ``loss``.
+        grid_size: Number of values of gamma from which the search starts.
+        tolerance: How close to come to the best gamma, in levels.
+        report: Called with a line of text before each evaluation.
+        allowed: Whether a gamma may be chosen; what may not is not evaluated.
+
+    Raises:
+        UsageError: If there is no batch or no such metric, it has no better end, or gamma has
+            several dimensions.
+    """
+
+    def __init__(
+        self,
+        model: HyperLightningModule,
+        batches: Sequence[Any],
+        metric: str,
+        grid_size: int,
+        tolerance: float,
+        report: Callable[[str], None] = lambda line: None,
+        allowed: Callable[[float], bool] = lambda gamma: True,
+    ) -> None:
+        if not batches:
+            raise UsageError("there are no validation batches, on which gamma is selected")
+        metrics = model.configure_metrics()
+        if metric not in (LOSS, *metrics):
+            raise UsageError(
+                f"metric={metric!r}: {type(model).__name__} has {', '.join((LOSS, *metrics))}"
+            )
+        better = False if metric == LOSS else metrics[metric].higher_is_better
+        if better is None:
+            raise UsageError(f"metric={metric!r} has no better end: choose another one")
+        prior = model.model.prior
+        if prior.dim != 1:
+            raise UsageError(
+                f"{prior} has {prior.dim} dimensions: gamma is selected where it has one"
+            )
+        self.model = model
+        self.batches = batches
+        self.metric = metric
+        self.higher_is_better = better
+        self.levels = prior.grid_levels(len(prior.grid(grid_size))).tolist()
+        self.tolerance = tolerance
+        self.report = report
+        self.allowed = allowed
+        self._values: dict[float, dict[str, float]] = {}
+        self._samples: dict[str, Any] = {}
+
+    @property
+    def grid(self) -> list[float]:
+        """The values of gamma from which the search starts."""
+        return [self._gamma(level) for level in self.levels]
+
+    def _gamma(self, level: float) -> float:
+        return self.model.model.prior.quantile(torch.tensor([[level]])).item()
+
+    def select(self, by: By) -> dict[str, Selected]:
+        """The best gamma for ``all``, for each label, or for each subject, by name.
+
+        Returns:
+            The best of each for which the metric is a number somewhere.
+
+        Raises:
+            UsageError: If the metric does not know labels, the samples have no names, or the metric
+                is nowhere a number.
+        """
+        measure = {"all": self._overall, "label": self._by_label, "subject": self._by_subject}[by]
+
+        def values(gamma: float) -> dict[str, float]:
+            if gamma not in self._values:
+                self.report(
+                    f"{self.metric} at gamma = {gamma:.4f} (number {len(self._values) + 1})"
+                )
+                draw = torch.tensor([[gamma]], device=self.model.device)
+                self._values[gamma] = measure(draw) if self.allowed(gamma) else {}
+            return self._values[gamma]
+
+        self._values.clear()
+        names = list(dict.fromkeys(name for gamma in self.grid for name in values(gamma)))
+
+        def value(name: str, gamma: float) -> float:
+            if by == "subject" and gamma not in self._values and self.allowed(gamma):
+                self.report(f"{self.metric} of {name} at gamma = {gamma:.4f}")
+                return self._of_subject(name, gamma)
+            return values(gamma).get(name, math.nan)
+
+        selected = {}
+        for name in names:
+            level, best = best_of(
+                lambda level, name=name: value(name, self._gamma(level)),  # type: ignore[misc]
+                self.levels,
+                self.higher_is_better,
+                self.tolerance,
+            )
+            if not math.isnan(best):
+                selected[name] = Selected(self._gamma(level), best)
+        if not selected:
+            raise UsageError(f"metric={self.metric!r} is not a number at any gamma")
+        return selected
+
+    def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        metric, nans = self._metric(), SeenNaN().to(self.model.device)
+        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+            nans.update(output.has_nan())
+            if self.metric == LOSS:
+                metric.update(output.loss.expand(batch_size(batch)))
+            else:
+                metric.update(output.prediction, output.target)
+        is_number = self.metric == LOSS or not nans.compute()
+        return {"all": float(metric.compute()) if is_number else math.nan}
+
+    def _by_label(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        metric = self._metric()
+        if not isinstance(metric, LabelledMetric):
+            raise UsageError(f"by='label': the metric {self.metric!r} does not tell labels apart")
+        nans = SeenNaN().to(self.model.device)
+        for output in self._outputs(gamma):
+            nans.update(output.has_nan())
+            metric.update(output.prediction, output.target)
+        if nans.compute():
+            return {}
+        names = self.model.label_names
+        return {
+            names.get(label, str(label)): float(value)
+            for label, value in metric.compute_by_label().items()
+        }
+
+    def _by_subject(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
+        if self.metric == LOSS:
+            raise UsageError("by='subject': the loss is that of batches; choose a metric")
+        values = {}
+        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+            size = batch_size(batch)
+            for index, name in enumerate(self.model.sample_names(batch)):
+                which = slice(index, index + 1)
+                self._samples[name] = take_samples(batch, which, size)
+                parts = (take_samples(part, which, size) for part in output[1:])
+                values[name] = self._value(StepOutput(output.loss, *parts))
+        return values
+
+    def _of_subject(self, name: str, gamma: float) -> float:
+        """The metric of one subject, at a gamma at which no other one needs it."""
+        draw = DrawnGamma(torch.tensor([[gamma]], device=self.model.device))
+        with self.model.without_logging():
+            output = self.model.evaluate_at(self._samples[name], draw)
+        return self._value(output)
+
+    def _value(self, output: StepOutput) -> float:
+        """The metric of one sample."""
+        metric = self._metric()
+        metric.update(output.prediction, output.target)
+        return math.nan if output.has_nan() else float(metric.compute())
+
+    def _metric(self) -> Any:
+        if self.metric == LOSS:
+            return MeanMetric(nan_strategy="disable").to(self.model.device)
+        return self.model.configure_metrics()[self.metric].to(self.model.device)
+
+    def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[StepOutput]:
+        drawn = DrawnGamma(gamma)
+        for batch in self.batches:
+            with self.model.without_logging():
+                output = self.model.evaluate_at(batch, drawn)
+            yield output
+
+
+def write_selected(
+    path: Path,
+    selected: Mapping[str, Selected],
+    by: By,
+    metric: str,
+    ckpt_path: str | None,
+    max_flops: float | None = None,
+) -> None:
+    """Write what was selected as YAML, which ``predict`` and ``export`` take as their gamma.
+
+    Args:
+        path: The file.
+        selected: The best gamma of ``all``, or of each label or subject.
+        by: Of which of them.
+        metric: Name of the metric.
+        ckpt_path: The checkpoint.
+        max_flops: The most FLOPs that were allowed; ``None`` for any number.
+    """
+    # In the digits of float32, in which it was evaluated: rounded it may leave the prior's support.
+    gammas = {name: float(str(np.float32(best.gamma))) for name, best in selected.items()}
+    values = {name: round(best.value, 6) for name, best in selected.items()}
+    content = {
+        "by": by,
+        "gamma": gammas["all"] if by == "all" else gammas,
+        "metric": metric,
+        "value": values["all"] if by == "all" else values,
+        "checkpoint": ckpt_path,
+        **({} if max_flops is None else {"max_flops": max_flops}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    unfinished.replace(path)

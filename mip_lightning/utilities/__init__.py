@@ -1,0 +1,28 @@
+"""Files, numbers, containers and modes: what knows of no other part of the library."""
+
+from mip_lightning.utilities.files import check_unchanged, load_plain, save_whole
+from mip_lightning.utilities.finite import first_not_finite, has_nan, trained_weights
+from mip_lightning.utilities.modes import evaluating, modes_kept
+from mip_lightning.utilities.nested import Inputs, as_arguments, map_tensors, tensors_in
+from mip_lightning.utilities.norms import norm, total_norm
+from mip_lightning.utilities.precision import at_least_float32, default_dtype, float32_by_default
+
+__all__ = [
+    "Inputs",
+    "as_arguments",
+    "at_least_float32",
+    "check_unchanged",
+    "default_dtype",
+    "evaluating",
+    "first_not_finite",
+    "float32_by_default",
+    "has_nan",
+    "load_plain",
+    "map_tensors",
+    "modes_kept",
+    "norm",
+    "save_whole",
+    "tensors_in",
+    "total_norm",
+    "trained_weights",
+]

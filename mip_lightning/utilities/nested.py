@@ -1,0 +1,182 @@
+"""Tensors in nested containers: find them, map them, rebuild what holds them."""
+
+import copy
+import dataclasses
+import functools
+import gc
+import reprlib
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+# Private by name, and yet where libraries register their containers (torch.export asks them to);
+# torch has no public way to open these. `test_outputs_of_draws_are_joined_whatever_holds_them`
+# tells if it is gone; without it, such containers are opened as the mappings that most of them are.
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""What the primary is called with: one tensor, positional or keyword arguments."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+"""Values that hold no tensor and never change."""
+
+_VALUES = (Tensor, *_PLAIN)
+
+_CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
+"""Objects that may hold tensors, none of them a part of a batch."""
+
+_WHOLE = (Tensor, *_PLAIN, *_CODE)
+"""What is not a container."""
+
+
+def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the primary."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+class Container(NamedTuple):
+    """A container.
+
+    Attributes:
+        form: How a key is written behind its name, as in ``[0]`` or ``.loss``.
+        parts: What it holds, by key.
+        rebuild: Makes another one of other parts.
+    """
+
+    form: str
+    parts: dict[Any, Any]
+    rebuild: Callable[[list[Any]], Any]
+
+
+def open_container(value: Any) -> Container | None:
+    """A container's parts; ``None`` for anything else.
+
+    Containers are those that torch's pytree knows, dataclasses, sequences and mappings.
+    """
+    if isinstance(value, _WHOLE):
+        return None
+    is_builtin = type(value) in (list, tuple, dict)
+    if not is_builtin:  # torch.compile takes no ``is_leaf``
+        parts, spec = tree_flatten(value, is_leaf=lambda part: part is not value)
+        if not (len(parts) == 1 and parts[0] is value):
+            return _of_items(value, parts, lambda parts: tree_unflatten(parts, spec))
+    is_dataclass = not is_builtin and dataclasses.is_dataclass(value)
+    is_collection = isinstance(value, (Sequence, Mapping))
+    if is_dataclass and not is_collection:
+        fields = [field.name for field in dataclasses.fields(value)]
+        names = dict.fromkeys([*fields, *getattr(value, "__dict__", ())])  # not only the fields
+        held = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        return Container(".{}", held, functools.partial(_with_attributes, value, list(held)))
+    if is_collection and not is_dataclass:
+        parts = list(value.values() if isinstance(value, Mapping) else value)
+        return _of_items(value, parts, functools.partial(_with_items, value))
+    return None
+
+
+def _of_items(value: Any, parts: list[Any], rebuild: Callable[[list[Any]], Any]) -> Container:
+    if isinstance(value, Mapping):
+        return Container("[{!r}]", dict(zip(value, parts, strict=True)), rebuild)
+    fields = getattr(value, "_fields", ())  # of a named tuple
+    if fields:
+        return Container(".{}", dict(zip(fields, parts, strict=True)), rebuild)
+    return Container("[{}]", dict(enumerate(parts)), rebuild)
+
+
+def _with_attributes(value: Any, names: list[str], parts: list[Any]) -> Any:
+    other = copy.copy(value)
+    for name, part in zip(names, parts, strict=True):
+        object.__setattr__(other, name, part)  # of a frozen one too
+    return other
+
+
+def _with_items(value: Any, parts: list[Any]) -> Any:
+    make: Callable[..., Any] = type(value)
+    if not isinstance(value, Mapping):
+        return getattr(value, "_make", make)(parts)  # of a named tuple
+    items = dict(zip(value, parts, strict=True))
+    if type(value) is dict or not isinstance(value, dict):
+        return make(items)
+    other = copy.copy(value)  # keeps what else it has, such as a default_factory
+    for key, part in items.items():
+        other[key] = part
+    return other
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What a value holds that is not a container, in order, and packed sequences as they are."""
+    if isinstance(value, Tensor):  # most are
+        yield value
+        return
+    container = None if isinstance(value, PackedSequence) else open_container(value)
+    if container is None:
+        yield value
+    else:
+        for part in container.parts.values():
+            yield from leaves(part)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, in containers too, in order."""
+    for leaf in leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, PackedSequence):
+            yield from tensors_in(tuple(leaf))
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Put something in the place of each tensor; containers without tensors stay the same object.
+
+    Args:
+        value: A tensor, a container, or anything else, which stays.
+        function: Called with each tensor, in the order of ``tensors_in``.
+    """
+    return _mapped(value, function)[0]
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Any]) -> tuple[Any, bool]:
+    """What ``map_tensors`` gives, and whether there was a tensor."""
+    if isinstance(value, Tensor):
+        return function(value), True
+    container = open_container(value)
+    mapped = [] if container is None else [_mapped(p, function) for p in container.parts.values()]
+    if container is None or not any(had_tensors for _, had_tensors in mapped):
+        return value, False
+    return container.rebuild([part for part, _ in mapped]), True
+
+
+def holds_only_tensors(value: Any) -> bool:
+    """Whether a value holds, beside containers, nothing but tensors and plain values."""
+    return all(isinstance(leaf, _VALUES) for leaf in leaves(value))
+
+
+def hides_tensors(value: Any) -> bool:
+    """Whether an object that is not a container has tensors, which could not be split or joined.
+
+    The tensors of a packed sequence hold samples in no dimension.
+    """
+    if isinstance(value, _WHOLE):
+        return False
+    if isinstance(value, PackedSequence):
+        return True
+    return (
+        open_container(value) is None
+        and next(tensors_in(gc.get_referents(value)), None) is not None
+    )
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if isinstance(value, _PLAIN):
+        return reprlib.repr(value)
+    container = open_container(value)
+    names = [] if container is None else [container.form.format(key) for key in container.parts]
+    parts = "" if container is None else f" with {', '.join(names) or 'nothing in it'}"
+    return textwrap.shorten(f"a {type(value).__name__}{parts}", 80, placeholder=", ...")
