@@ -46,7 +46,7 @@ def run(rounds: int = 5, gammas: int = 100, small: bool = False, out: Path | Non
 
 def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
     model = HyperModel(case.network, Uniform()).to(device()).eval()
-    plain = model.ordinary()
+    plain = model.original_primary()
     batches = [
         torch.rand(case.batch, *case.shape, device=device()) for _ in range(case.num_batches)
     ]

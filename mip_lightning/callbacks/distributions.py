@@ -24,7 +24,7 @@ from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.diagnostics._style import symbol
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.gamma_argument import fix_gamma
-from mip_lightning.utilities.modes import evaluating
+from mip_lightning.utilities.modes import eval_mode
 from mip_lightning.utilities.nested import as_arguments, tensors_in
 
 ORDINARY = "ordinary"
@@ -150,7 +150,7 @@ def collect(
         batch: What the activations are those of.
         grid: The gammas.
     """
-    with torch.no_grad(), evaluating(module):
+    with torch.no_grad(), eval_mode(module):
         return _collect(module, batch, grid)
 
 
@@ -163,7 +163,7 @@ def _collect(
     samples: dict[Panel, dict[int, np.ndarray]] = defaultdict(dict)
     gammas = grid.to(module.device)
     (inputs, *_) = module.inputs_of(batch, gammas[:1])
-    ordinary = model.ordinary().eval()
+    ordinary = model.original_primary().eval()
     fix_gamma(ordinary, grid[len(grid) // 2])
     for index in (ORDINARY_INDEX, *range(len(grid))):
         network = ordinary if index < 0 else model.primary

@@ -9,13 +9,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mip_lightning.callbacks._files import publish_figure, writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
 from mip_lightning.errors import UsageError
-from mip_lightning.utilities.modes import evaluating
+from mip_lightning.utilities.modes import eval_mode
 
 
 class ExampleFigures(HyperCallback):
     """Draws the first validation batch every N epochs and at the end, and the first test batch.
 
-    What is drawn is the task's (``draw_examples``). The figures ``val_<name>_<step>.png`` and
+    What is drawn is the task's (``plot_examples``). The figures ``val_<name>_<step>.png`` and
     ``test_<name>.png`` are in the run's folder, and go to TensorBoard.
 
     Args:
@@ -56,7 +56,7 @@ class ExampleFigures(HyperCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation's batch, if it is not, whatever has ended training."""
-        with evaluating(pl_module):
+        with eval_mode(pl_module):
             self._draw_kept(trainer, pl_module)
 
     def _draw_kept(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +84,7 @@ class ExampleFigures(HyperCallback):
             return
         module = hyper_module(pl_module)
         with torch.no_grad():
-            figures = module.draw_examples(batch, module.model.prior.grid(self.num_gammas))
+            figures = module.plot_examples(batch, module.model.prior.grid(self.num_gammas))
         for name, figure in figures.items():
             tag = f"{stage}_{name}"
             publish_figure(trainer, figure, self.folder / f"{tag}{suffix}.png", tag)

@@ -16,7 +16,7 @@ from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.sweep import Curve
 from mip_lightning.diagnostics._style import symbol
-from mip_lightning.diagnostics.curves import draw_labels, label_rows
+from mip_lightning.diagnostics.curves import label_rows, plot_labels
 from mip_lightning.errors import UsageError
 
 IS_BEST = "_is_best"
@@ -86,7 +86,7 @@ class GammaCurve(Callback):
             grid = pl_module.test_sweep.grid
             path = self._write(trainer, pl_module, grid, "test")
             names = pl_module.model.prior.names
-            figure = draw_curves(names, grid.cpu(), pl_module.curves, pl_module.references)
+            figure = plot_curves(names, grid.cpu(), pl_module.curves, pl_module.references)
             figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
             publish_figure(trainer, figure, path.with_suffix(".png"))
             rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
@@ -108,13 +108,13 @@ class GammaCurve(Callback):
         table = StepTable(self._folder / f"test_{name}_by_label.csv", list(rows[0]), None)
         table.append(rows)
         path = table.path.with_suffix(".png")
-        publish_figure(trainer, draw_labels(*about), path)
+        publish_figure(trainer, plot_labels(*about), path)
         rank_zero_info(f"{name} of each label against gamma: {path} (and .csv)")
 
     def _draw_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
         assert self._table is not None
         grid = pl_module.validation_sweep.grid.cpu()
-        figure = draw_curves(pl_module.model.prior.names, grid, self._curves, pl_module.references)
+        figure = plot_curves(pl_module.model.prior.names, grid, self._curves, pl_module.references)
         figure.suptitle(f"Validation metrics against gamma at step {trainer.global_step}")
         publish_figure(trainer, figure, self._table.path.with_suffix(".png"))
 
@@ -153,7 +153,7 @@ def _with_mark(name: str, curve: Curve) -> list[dict[str, float]]:
     return cells
 
 
-def draw_curves(
+def plot_curves(
     gammas: Sequence[str],
     grid: Float[Tensor, "n D"],
     curves: dict[str, Curve],

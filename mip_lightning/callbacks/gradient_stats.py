@@ -86,7 +86,7 @@ class GradientStats(HyperCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch this minibatch's backward pass, if it is one to record."""
-        self._unwatch()  # the last one had no backward pass, or failed in it
+        self._remove_hooks()  # the last one had no backward pass, or failed in it
         if batch_idx % self.every_n_steps == 0:
             self._watch = GradientNorms(hyper_module(pl_module).model).__enter__()
 
@@ -96,7 +96,7 @@ class GradientStats(HyperCallback):
             return
         scale = _loss_scale(trainer, pl_module.device)
         self._norms = {name: norm / scale for name, norm in self._watch.norms().items()}
-        self._unwatch()
+        self._remove_hooks()
 
     def on_train_batch_end(
         self,
@@ -121,16 +121,16 @@ class GradientStats(HyperCallback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Watch no more."""
-        self._unwatch()
+        self._remove_hooks()
 
-    def _unwatch(self) -> None:
+    def _remove_hooks(self) -> None:
         if self._watch is not None:
             self._watch.__exit__(None, None, None)
             self._watch = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather from all ranks, and write."""
-        self._unwatch()
+        self._remove_hooks()
         columns = self._records.columns
         rows = self._records.gather(trainer)
         if self._minibatches is None or self._epochs is None or not len(rows):

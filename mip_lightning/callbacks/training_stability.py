@@ -88,8 +88,8 @@ class TrainingStability(HyperCallback):
         super().__init__()
         self._history: deque[float] = deque(maxlen=window)
         self._records = MinibatchRecords(())
-        self._since_look = 0
-        self._look_after = every_n_steps
+        self._since_flush = 0
+        self._flush_after = every_n_steps
         self._gradient: Tensor | float = 0.0
         self._num_spikes = 0
         self._watched: list[nn.Parameter] = []
@@ -98,12 +98,12 @@ class TrainingStability(HyperCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the table, or go on with that of a resumed run."""
         self._history.clear()
-        self._since_look = 0
+        self._since_flush = 0
         self._num_spikes = 0
         # Of weights alone Lightning writes checkpoints without asking callbacks.
         checkpoints = trainer.checkpoint_callbacks
         unasked = any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in checkpoints)
-        self._look_after = 1 if unasked else self.every_n_steps
+        self._flush_after = 1 if unasked else self.every_n_steps
         model = hyper_module(pl_module).model
         columns = [*PLACE, *model.prior.names, "loss", "gradient"]
         self._records = MinibatchRecords(columns)
@@ -151,18 +151,18 @@ class TrainingStability(HyperCallback):
         gamma = module.latest_gamma.mean(dim=0).unbind()
         self._records.add([*place, *gamma, module.latest_loss, self._gradient])
         self._gradient = 0.0
-        self._since_look += 1
-        if self._since_look == self._look_after:
-            self._look(trainer)
+        self._since_flush += 1
+        if self._since_flush == self._flush_after:
+            self._flush(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let no checkpoint be written after a validation amid an epoch, of spoilt weights."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._look(trainer)
+            self._flush(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what is left of the epoch."""
-        self._look(trainer)
+        self._flush(trainer)
         # Every rank has counted the same; the reduction only tells Lightning so.
         pl_module.log("loss_spikes", float(self._num_spikes), batch_size=1, sync_dist=True)
 
@@ -171,16 +171,16 @@ class TrainingStability(HyperCallback):
     ) -> None:
         """Let no checkpoint be written of weights that a bad step has spoilt."""
         if trainer.training or trainer.validating:
-            self._look(trainer)
+            self._flush(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many events there were, and where they are."""
         if self._table is not None and self._table.rows:
             rank_zero_info(f"{len(self._table.rows)} unstable steps: {self._table.path}")
 
-    def _look(self, trainer: Trainer) -> None:
+    def _flush(self, trainer: Trainer) -> None:
         """Look at the values kept since the last time, of all ranks; every rank has to call it."""
-        self._since_look = 0
+        self._since_flush = 0
         columns = self._records.columns
         rows = [
             dict(zip(columns, row, strict=True)) for row in self._records.gather(trainer).tolist()
@@ -189,7 +189,7 @@ class TrainingStability(HyperCallback):
         events = []
         for row in rows:
             gradient = row.pop("gradient")
-            median, event = self._judge(row["loss"], gradient)
+            median, event = self._classify(row["loss"], gradient)
             if event is not None:
                 whole = {name: int(row[name]) for name in PLACE}
                 events.append({**row, **whole, "running_median": median, "event": event})
@@ -200,7 +200,7 @@ class TrainingStability(HyperCallback):
         if bad and self.on_non_finite == "stop":
             raise NonFiniteError(_explain(trainer, bad[0], columns))
 
-    def _judge(self, loss: float, gradient: float) -> tuple[float, str | None]:
+    def _classify(self, loss: float, gradient: float) -> tuple[float, str | None]:
         """The running median before a loss, and what the loss or its gradient is, if unusual."""
         history = np.array(self._history)
         median = float(np.median(history)) if len(history) else math.nan

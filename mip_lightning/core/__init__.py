@@ -2,7 +2,7 @@
 
 from mip_lightning.core._minibatch import StepOutput, Volume
 from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
-from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.core.requested_gamma import GammaRequest, RequestedGamma
 from mip_lightning.core.sweep import Curve, GammaSweep, LabelledMetric, NaNAware, SeenNaN
 
@@ -11,10 +11,10 @@ __all__ = [
     "DrawsPerBatch",
     "GammaRequest",
     "GammaSweep",
+    "GroupOptions",
     "HyperLightningModule",
     "LabelledMetric",
     "NaNAware",
-    "PartOptions",
     "RequestedGamma",
     "SeenNaN",
     "Stage",

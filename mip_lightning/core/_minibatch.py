@@ -17,7 +17,7 @@ from mip_lightning.hypernetworks.hypermodel import HyperModel
 from mip_lightning.utilities.finite import has_nan
 from mip_lightning.utilities.nested import Inputs, tensors_in
 
-KEPT = 2**24
+MIN_CACHED_WEIGHTS = 2**24
 """Numbers of predicted weights that an evaluation keeps at any rate: 64 MB."""
 
 
@@ -108,9 +108,9 @@ class DrawnGamma:
 class EvaluationDraws:
     """The gamma of one evaluation epoch: the weights at each are predicted once, not once a batch.
 
-    It keeps no more numbers than the hypernetwork has, or than ``KEPT`` if these are more; what
-    goes beyond is predicted anew. It keeps nothing outside an epoch: weights may change there.
-    After an epoch that was broken off, it keeps nothing once they have.
+    Caches at most max(hypernetwork size, ``MIN_CACHED_WEIGHTS``) numbers; weights beyond that are
+    predicted again for every batch. It caches nothing outside an epoch, for weights may change
+    there. After an interrupted epoch, it caches nothing once they have.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class EvaluationDraws:
     def start(self, model: HyperModel) -> None:
         """Keep what is predicted from now on."""
         parameters = sum(p.numel() for p in model.hypernetwork.parameters())
-        self._room = max(parameters, KEPT) // model.layout.num_predicted
+        self._room = max(parameters, MIN_CACHED_WEIGHTS) // model.layout.num_predicted
         self._versions = _versions(model)
         self._kept = {}
 

@@ -24,9 +24,9 @@ from mip_lightning.core._evaluated_samples import EvaluatedSamples
 from mip_lightning.core._given_hyperparameters import save_plain_hyperparameters
 from mip_lightning.core._minibatch import DrawnGamma, EvaluationDraws, StepOutput, batch_size
 from mip_lightning.core.parameter_groups import (
-    PartOptions,
+    GroupOptions,
+    check_groups,
     check_options,
-    check_parts,
     parameter_groups,
 )
 from mip_lightning.core.requested_gamma import RequestedGamma
@@ -68,7 +68,7 @@ class HyperLightningModule(LightningModule, ABC):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains.
-        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``.
@@ -106,7 +106,7 @@ class HyperLightningModule(LightningModule, ABC):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: PartOptions | None = None,
+        group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -125,8 +125,8 @@ class HyperLightningModule(LightningModule, ABC):
         ):
             if size < 1:
                 raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
-        self.part_options = part_options or {}
-        check_parts(self.part_options)
+        self.group_options = group_options or {}
+        check_groups(self.group_options)
         self.theta_decay = theta.weight_decay
         self.model = HyperModel(primary, prior, formulation, hypernetwork, theta)
         self.draws_per_batch = draws_per_batch
@@ -172,7 +172,7 @@ class HyperLightningModule(LightningModule, ABC):
             return self._drawn.run(self.model, inputs)
         return self.model(inputs, gamma)
 
-    def draw_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
+    def sample_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
         """Draw gamma for a training batch.
 
         A function of the seed, the epoch, the batch index and the rank alone, so that a resumed
@@ -190,7 +190,7 @@ class HyperLightningModule(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
         """Draw gamma, compute the loss, and log both."""
-        raw = self.draw_gamma(batch, batch_idx)
+        raw = self.sample_gamma(batch, batch_idx)
         # Moved here and not by the logger, whose copy would wait for the device.
         gamma = raw.to(self.device, non_blocking=True)
         size = batch_size(batch)
@@ -240,7 +240,7 @@ class HyperLightningModule(LightningModule, ABC):
         """Name of the metric of which ``monitor`` is the mean over gamma or the best."""
         return self.monitor.removeprefix("val_").removesuffix("_best")
 
-    def draw_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
+    def plot_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
         """Figures of a batch at some gamma, by name; none unless overridden.
 
         Args:
@@ -319,7 +319,7 @@ class HyperLightningModule(LightningModule, ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by part, as an optimizer takes them, with each part's options."""
-        return parameter_groups(self.parameters(), self.model, self.part_options)
+        return parameter_groups(self.parameters(), self.model, self.group_options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what this module needs; of weights alone Lightning asks no callback."""
@@ -451,7 +451,7 @@ class HyperLightningModule(LightningModule, ABC):
     def gamma_by_name(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
         """The mean of gamma; of a joint prior, the mean of each hyperparameter."""
         prior = self.model.prior
-        if not isinstance(prior.drawn_from, Joint):
+        if not isinstance(prior.base_prior, Joint):
             return {"gamma": gamma.mean()}
         return {f"gamma/{n}": v for n, v in zip(prior.names, gamma.mean(dim=0), strict=True)}
 
@@ -534,7 +534,7 @@ class HyperLightningModule(LightningModule, ABC):
             UsageError: If there is one.
         """
         for optimizer in self.trainer.optimizers:
-            check_options(optimizer, self.part_options)
+            check_options(optimizer, self.group_options)
         # Ranks that share gamma draw it from one seed, even where each was seeded by itself.
         self.gamma_seed = self.trainer.strategy.broadcast(self.gamma_seed)
         num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch

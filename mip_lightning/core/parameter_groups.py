@@ -13,11 +13,11 @@ Part: TypeAlias = Literal["theta0", "ordinary", "trunk", "head"]
 """The independent weights, the parameters that are not predicted, the hypernetwork's encoding and
 hidden layers, and its head."""
 
-PartOptions: TypeAlias = Mapping[Part, Mapping[str, float]]
+GroupOptions: TypeAlias = Mapping[Part, Mapping[str, float]]
 """Options of the optimizer for a part, such as ``{"theta0": {"lr": 1e-5}}``."""
 
 
-def check_parts(options: PartOptions) -> None:
+def check_groups(options: GroupOptions) -> None:
     """Refuse options of what is no part.
 
     Raises:
@@ -25,11 +25,11 @@ def check_parts(options: PartOptions) -> None:
     """
     for part in options:
         if part not in get_args(Part):
-            raise UsageError(f"part_options: {part!r} is none of {', '.join(get_args(Part))}")
+            raise UsageError(f"group_options: {part!r} is none of {', '.join(get_args(Part))}")
 
 
 def parameter_groups(
-    parameters: Iterable[nn.Parameter], model: HyperModel, options: PartOptions
+    parameters: Iterable[nn.Parameter], model: HyperModel, options: GroupOptions
 ) -> list[dict[str, Any]]:
     """Trained parameters by part, as an optimizer takes them, with each part's options.
 
@@ -56,7 +56,7 @@ def parameter_groups(
     ]
 
 
-def check_options(optimizer: Optimizer, options: PartOptions) -> None:
+def check_options(optimizer: Optimizer, options: GroupOptions) -> None:
     """Refuse options that an optimizer does not have, which PyTorch would keep and not use.
 
     Raises:
@@ -66,6 +66,6 @@ def check_options(optimizer: Optimizer, options: PartOptions) -> None:
         for option in given:
             if option not in optimizer.defaults:
                 raise UsageError(
-                    f"part_options: {type(optimizer).__name__} has no {option!r} for {part}: it has"
-                    f" {', '.join(optimizer.defaults)}"
+                    f"group_options: {type(optimizer).__name__} has no {option!r} for {part}: it"
+                    f" has {', '.join(optimizer.defaults)}"
                 )

@@ -33,39 +33,39 @@ class RequestedGamma:
     def __init__(self, prior: Prior, request: GammaRequest) -> None:
         self.request = request
         self._named: dict[str, Tensor] = {}
-        self._everywhere: Tensor | None = None
+        self._shared: Tensor | None = None
         if isinstance(request, Path) or _names_a_file(request):
             by, gamma = _read(Path(request))
             if by == ALL:
-                self._everywhere = prior.check(float(gamma))
+                self._shared = prior.check(float(gamma))
             else:
                 self._named = {name: prior.check(float(value)) for name, value in gamma.items()}
             if by == LABEL:
-                self._everywhere = self.distinct
+                self._shared = self.unique
         elif isinstance(request, list) and prior.dim == 1:
-            self._everywhere = prior.check(torch.tensor(request).reshape(-1, 1))
+            self._shared = prior.check(torch.tensor(request).reshape(-1, 1))
         else:
-            self._everywhere = prior.check(cast(Gamma, request))
+            self._shared = prior.check(cast(Gamma, request))
 
     @property
-    def everywhere(self) -> Float[Tensor, "K D"]:
+    def shared(self) -> Float[Tensor, "K D"]:
         """The values for every sample.
 
         Raises:
             UsageError: If each sample has its own.
         """
-        if self._everywhere is None:
+        if self._shared is None:
             raise UsageError(
                 f"gamma={self.request!r} holds a gamma for each subject, and here one is needed for"
                 " all: run select-gamma --by all"
             )
-        return self._everywhere
+        return self._shared
 
     @property
-    def distinct(self) -> Float[Tensor, "K D"]:
+    def unique(self) -> Float[Tensor, "K D"]:
         """All values that were asked for, each once."""
-        if self._everywhere is not None:
-            return self._everywhere
+        if self._shared is not None:
+            return self._shared
         return torch.cat(list({tuple(v[0].tolist()): v for v in self._named.values()}.values()))
 
     def names_at(self, gamma: Float[Tensor, " D"]) -> list[str]:
@@ -73,17 +73,15 @@ class RequestedGamma:
         return [name for name, value in self._named.items() if torch.equal(value[0], gamma)]
 
     @property
-    def one(self) -> Float[Tensor, "1 D"]:
+    def single(self) -> Float[Tensor, "1 D"]:
         """The one value.
 
         Raises:
             UsageError: If there are several.
         """
-        if len(self.everywhere) != 1:
-            raise UsageError(
-                f"gamma={self.request!r} holds {len(self.everywhere)} values: give one"
-            )
-        return self.everywhere
+        if len(self.shared) != 1:
+            raise UsageError(f"gamma={self.request!r} holds {len(self.shared)} values: give one")
+        return self.shared
 
     def of_sample(self, name: str) -> Float[Tensor, "K D"]:
         """The values for a sample.
@@ -91,8 +89,8 @@ class RequestedGamma:
         Raises:
             UsageError: If each sample has its own, and this one none.
         """
-        if self._everywhere is not None:
-            return self._everywhere
+        if self._shared is not None:
+            return self._shared
         if name not in self._named:
             known = next(iter(self._named), "none")
             raise UsageError(

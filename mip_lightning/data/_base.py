@@ -1,4 +1,4 @@
-"""PartsInMemory: the loaders of training, validation and test samples that lie in memory."""
+"""InMemorySplits: the loaders of training, validation and test samples that lie in memory."""
 
 from abc import ABC
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mip_lightning.errors import UsageError
 Part: TypeAlias = Literal["train", "val", "test"]
 
 
-class PartsInMemory(LightningDataModule, ABC):
+class InMemorySplits(LightningDataModule, ABC):
     """Batches of three parts, which ``setup`` of a subclass puts into ``parts``.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from mip_lightning.data._base import Part, PartsInMemory
+from mip_lightning.data._base import InMemorySplits, Part
 from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
 from mip_lightning.data.template_brains import TemplateBrains
 from mip_lightning.errors import UsageError
@@ -27,7 +27,7 @@ def _with_exact_affines(samples: list[Sample]) -> dict[str, Any]:
     return {**default_collate(samples), "affine": affines}
 
 
-class SubjectData(PartsInMemory):
+class SubjectData(InMemorySplits):
     """Subjects of a source, read once and kept in memory, in batches.
 
     People, not images, are split into training, validation and test. Smaller images are padded with
@@ -87,7 +87,7 @@ class SubjectData(PartsInMemory):
 
     @property
     @abstractmethod
-    def needs(self) -> str:
+    def requirement(self) -> str:
         """What a part needs at least, in words, for the error where it has no sample."""
 
     def prepare_data(self) -> None:
@@ -103,7 +103,7 @@ class SubjectData(PartsInMemory):
         if self.parts:
             return
         loaded = self.source.load()
-        where = self.source.where
+        where = self.source.description
         check_alike(loaded.subjects, where)
         self.label_names = dict(loaded.label_names)
         shapes = torch.tensor([subject.image.shape[1:] for subject in loaded.subjects])
@@ -120,7 +120,7 @@ class SubjectData(PartsInMemory):
                 raise UsageError(
                     f"{where} holds {len(loaded.subjects)} subject(s) ({names}"
                     f"{', ...' if len(loaded.subjects) > 5 else ''}), of which"
-                    f" {len(parts[part])} fall to {part!r}: {self.needs}; give more, or other"
+                    f" {len(parts[part])} fall to {part!r}: {self.requirement}; give more, or other"
                     " fractions"
                 )
         self.parts.update(datasets)

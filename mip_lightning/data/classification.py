@@ -6,11 +6,11 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 
-from mip_lightning.data._base import PartsInMemory
+from mip_lightning.data._base import InMemorySplits
 from mip_lightning.errors import UsageError
 
 
-class InMemoryClassification(PartsInMemory):
+class InMemoryClassification(InMemorySplits):
     """Loads all samples once and holds out a part of the training samples for validation.
 
     A subclass overrides ``load``. Predictions are made for the test samples.

@@ -50,7 +50,7 @@ class Decathlon(SubjectSource):
         self.num_subjects = num_subjects
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """With the folder."""
         return f"{self.task} in {str(self.data_dir)!r}"
 

@@ -118,7 +118,7 @@ class ImagePairs(SubjectData):
         self.evaluation_pairs = evaluation_pairs
 
     @property
-    def needs(self) -> str:
+    def requirement(self) -> str:
         """Two people."""
         return "a pair takes two people of one slice position"
 

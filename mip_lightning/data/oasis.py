@@ -33,7 +33,7 @@ class OASIS2D(SubjectSource):
         self.labels = labels
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """With the folder."""
         return f"OASIS2D in {str(self.data_dir)!r}"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from mip_lightning.data._base import Part, PartsInMemory
+from mip_lightning.data._base import InMemorySplits, Part
 from mip_lightning.data._image_files import read_image
 from mip_lightning.errors import UsageError
 
@@ -54,7 +54,7 @@ class _Photographs(Dataset[Sample]):
         return self._change(self._images[index]), self._labels[index]
 
 
-class Photographs(PartsInMemory):
+class Photographs(InMemorySplits):
     """Classification of photographs, which are decoded once and kept in memory as bytes.
 
     Training takes a random square of 25 to 100 % of an image's area, brought to ``image_size``,

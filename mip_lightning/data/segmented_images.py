@@ -63,7 +63,7 @@ class SegmentedImages(SubjectData):
     """
 
     @property
-    def needs(self) -> str:
+    def requirement(self) -> str:
         """A person."""
         return "each part takes a person"
 

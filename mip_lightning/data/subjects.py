@@ -77,7 +77,7 @@ class SubjectSource(ABC):
         return
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """What messages call it; with its folder where it has one."""
         return type(self).__name__
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
 from mip_lightning.errors import UsageError
-from mip_lightning.functional.spatial_transform import integrated, warped
+from mip_lightning.functional.spatial_transform import integrate, warp
 
 LABEL_NAMES = {
     1: "Left-Grey-Matter",
@@ -122,8 +122,8 @@ class TemplateBrains(SubjectSource):
         displacement = self._displacement(
             template.image.shape[1:], torch.Generator().manual_seed(int(seeds[0]))
         )
-        image = warped(template.image.unsqueeze(0), displacement)[0]
-        labels = warped(template.labels.unsqueeze(0), displacement, "nearest")[0]
+        image = warp(template.image.unsqueeze(0), displacement)[0]
+        labels = warp(template.labels.unsqueeze(0), displacement, "nearest")[0]
         intensity = Compose(
             [
                 RandAdjustContrast(prob=1.0, gamma=(0.8, 1.25)),
@@ -133,7 +133,7 @@ class TemplateBrains(SubjectSource):
         )
         intensity.set_random_state(seed=int(seeds[1]))
         changed = intensity(image).as_tensor()
-        brain = warped(template.brain.unsqueeze(0), displacement, "nearest")[0]
+        brain = warp(template.brain.unsqueeze(0), displacement, "nearest")[0]
         name = f"brain_{number:03d}"
         return Subject(
             name,
@@ -151,4 +151,4 @@ class TemplateBrains(SubjectSource):
         noise = torch.randn(1, len(size), *size, generator=generator)
         velocity = GaussianFilter(len(size), SMOOTHNESS_MM / self.resolution)(noise)
         velocity *= AMPLITUDE_MM / self.resolution / velocity.std()
-        return integrated(velocity)
+        return integrate(velocity)

@@ -1,7 +1,7 @@
 """What weights, gradients, metrics and cost do over gamma: measured and plotted."""
 
 from mip_lightning.diagnostics.cost import PrimaryCost, pareto_front
-from mip_lightning.diagnostics.curves import draw_labels, label_rows
+from mip_lightning.diagnostics.curves import label_rows, plot_labels
 from mip_lightning.diagnostics.gradients import GradientNorms
 from mip_lightning.diagnostics.weights import (
     Proportionality,
@@ -17,9 +17,9 @@ __all__ = [
     "Proportionality",
     "WeightStatistics",
     "along_axis",
-    "draw_labels",
     "label_rows",
     "pareto_front",
+    "plot_labels",
     "proportionality",
     "weight_statistics",
 ]

@@ -66,7 +66,9 @@ class PrimaryCost:
         return [statistics.median(taken[1:]) / self._num_samples for taken in times]
 
     def _run(self, gamma: Float[Tensor, " D"]) -> None:
-        self._network(*self._args, **self._gamma_argument.added(self._args, self._kwargs, gamma))
+        self._network(
+            *self._args, **self._gamma_argument.merge_into(self._args, self._kwargs, gamma)
+        )
 
 
 def pareto_front(

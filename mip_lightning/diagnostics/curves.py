@@ -45,7 +45,7 @@ def label_rows(
     ]
 
 
-def draw_labels(
+def plot_labels(
     names: Mapping[int, str],
     gammas: Sequence[str],
     grid: Float[Tensor, "n D"],

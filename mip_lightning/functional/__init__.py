@@ -7,17 +7,17 @@ from mip_lightning.functional.linear import (
     keep_in_factors,
     why_written_out,
 )
-from mip_lightning.functional.replica import Reweighted
-from mip_lightning.functional.spatial_transform import integrated, warped
+from mip_lightning.functional.replica import ReplicaCall
+from mip_lightning.functional.spatial_transform import integrate, warp
 
 __all__ = [
     "FactoredGradient",
     "Factors",
-    "Reweighted",
+    "ReplicaCall",
     "factored_linear",
-    "integrated",
+    "integrate",
     "keep_in_factors",
     "max_pairs",
-    "warped",
+    "warp",
     "why_written_out",
 ]

@@ -25,7 +25,7 @@ _OPAQUE = (FunctionType, BuiltinFunctionType)
 """What ``copy.deepcopy`` does not look into."""
 
 
-class Reweighted:
+class ReplicaCall:
     """Calls a network with given weights.
 
     A network whose modules cannot be replicated (one keeps another in a closure, say) is called

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def warped(
+def warp(
     images: Float[Tensor, "B C *S"],
     displacement: Float[Tensor, "B D *S"],
     mode: Literal["bilinear", "nearest"] = "bilinear",
@@ -38,7 +38,7 @@ def warped(
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=True)
 
 
-def integrated(velocity: Float[Tensor, "B D *S"], num_steps: int = 7) -> Float[Tensor, "B D *S"]:
+def integrate(velocity: Float[Tensor, "B D *S"], num_steps: int = 7) -> Float[Tensor, "B D *S"]:
     """Integrate a stationary velocity over unit time by scaling and squaring.
 
     Source: Dalca et al., "Unsupervised Learning for Fast Probabilistic Diffeomorphic Registration",
@@ -53,5 +53,5 @@ def integrated(velocity: Float[Tensor, "B D *S"], num_steps: int = 7) -> Float[T
     """
     displacement: Tensor = velocity / 2**num_steps
     for _ in range(num_steps):
-        displacement = displacement + warped(displacement, displacement)
+        displacement = displacement + warp(displacement, displacement)
     return displacement

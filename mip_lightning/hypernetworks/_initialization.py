@@ -33,7 +33,7 @@ PRIMARY_GAIN_SQUARED = 2.0
 """The squared gain of the primary's activations for hyperfan, that of ReLU."""
 
 
-class HeadStart(NamedTuple):
+class HeadInit(NamedTuple):
     """What a head starts from.
 
     Attributes:
@@ -87,7 +87,7 @@ def initialize_linear(
         nn.init.zeros_(linear.bias)
 
 
-def change_targets(
+def delta_variances(
     head_init: HeadInitialization, layout: ParameterLayout, gain: float, hidden_size: int
 ) -> dict[str, float]:
     """Variance that the change of each predicted tensor starts with.
@@ -132,7 +132,7 @@ def _hyperfan(head_init: HeadInitialization, layout: ParameterLayout, name: str)
 
 
 @torch.no_grad()
-def share_with_theta0(
+def split_variance_with_theta0(
     theta0: dict[str, nn.Parameter], targets: dict[str, float]
 ) -> dict[str, float]:
     """Split hyperfan's target variance between theta0 and the predicted change.

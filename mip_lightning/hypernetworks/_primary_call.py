@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from mip_lightning.errors import UsageError
-from mip_lightning.functional.replica import Reweighted
+from mip_lightning.functional.replica import ReplicaCall
 from mip_lightning.hypernetworks._batch_first import BatchFirstCheck
 from mip_lightning.hypernetworks._batching import join_draws, pick_draw, split_draws
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
@@ -49,7 +49,7 @@ class PrimaryCall:
         self.primary = primary
         self.layout = layout
         self._without_vmap = without_vmap
-        self._reweighted = Reweighted(primary, list(layout.shapes))
+        self._replica_call = ReplicaCall(primary, list(layout.shapes))
         self._gamma_argument = GammaArgument(primary)
         self._batch_first = BatchFirstCheck(primary)
         self._vmap_fails = False  # until it has failed once
@@ -86,7 +86,9 @@ class PrimaryCall:
         name, first = next(iter(theta.items()))
         if first.ndim == len(self.layout.shapes[name]):
             gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
-            return self._reweighted(theta, args, self._gamma_argument.added(args, kwargs, gamma))
+            return self._replica_call(
+                theta, args, self._gamma_argument.merge_into(args, kwargs, gamma)
+            )
         num_draws = len(first)
         num_samples = next((len(t) for t in tensors_in((args, kwargs)) if t.ndim), None)
         if num_draws > 1:
@@ -141,7 +143,7 @@ class PrimaryCall:
         def run(weights: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
             tensors = iter(given)
             own_args, own_kwargs = map_tensors((args, kwargs), lambda tensor: next(tensors))
-            outputs.append(self._reweighted(weights, own_args, own_kwargs))
+            outputs.append(self._replica_call(weights, own_args, own_kwargs))
             return list(tensors_in(outputs[0]))
 
         found = vmap(run, randomness="different")(dict(theta), list(tensors_in((args, kwargs))))
@@ -162,12 +164,12 @@ class PrimaryCall:
             theta: Name to ``(*shape)``.
             gamma: What theta was predicted at, for a primary that asks for it.
         """
-        network = self._reweighted.bound(theta)
+        network = self._replica_call.bound(theta)
         own_gamma = None if gamma is None else gamma[0]
 
         def call(inputs: Inputs) -> Any:
             args, kwargs = as_arguments(inputs)
-            return network(*args, **self._gamma_argument.added(args, kwargs, own_gamma))
+            return network(*args, **self._gamma_argument.merge_into(args, kwargs, own_gamma))
 
         return call
 
@@ -192,10 +194,10 @@ class PrimaryCall:
             own_kwargs = {name: pick_draw(value, draw) for name, value in kwargs.items()}
             own_gamma = None if gamma is None else gamma[draw]
             outputs.append(
-                self._reweighted(
+                self._replica_call(
                     {name: tensor[draw] for name, tensor in theta.items()},
                     own_args,
-                    self._gamma_argument.added(own_args, own_kwargs, own_gamma),
+                    self._gamma_argument.merge_into(own_args, own_kwargs, own_gamma),
                 )
             )
         return join_draws(outputs)

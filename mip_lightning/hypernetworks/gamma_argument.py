@@ -33,7 +33,7 @@ class GammaArgument:
         """Whether the network has such an argument."""
         return self._is_asked_for
 
-    def added(
+    def merge_into(
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -85,4 +85,4 @@ class _Fixed:
         # While it is exported a number, which becomes a constant: sizes may depend on it.
         constant = torch.compiler.is_compiling() and self._number is not None
         gamma = self._number if constant else self._gamma
-        return args, self._argument.added(args, kwargs, gamma)
+        return args, self._argument.merge_into(args, kwargs, gamma)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.linear import factored_linear
-from mip_lightning.hypernetworks._initialization import HeadStart, activation_gain
+from mip_lightning.hypernetworks._initialization import HeadInit, activation_gain
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
 
 
@@ -25,7 +25,7 @@ class Head(nn.Module, ABC):
         start: How it is initialized.
     """
 
-    def __init__(self, hidden_size: int, layout: ParameterLayout, start: HeadStart) -> None:
+    def __init__(self, hidden_size: int, layout: ParameterLayout, start: HeadInit) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.layout = layout
@@ -40,7 +40,7 @@ class Head(nn.Module, ABC):
         """Predict the flat change for each of K draws."""
 
 
-HeadType: TypeAlias = Callable[[int, ParameterLayout, HeadStart], Head]
+HeadType: TypeAlias = Callable[[int, ParameterLayout, HeadInit], Head]
 """A head's class, or what else makes one."""
 
 
@@ -53,7 +53,7 @@ class DenseHead(Head):
         start: How it is initialized: the rows of each tensor normal, with their own std.
     """
 
-    def __init__(self, hidden_size: int, layout: ParameterLayout, start: HeadStart) -> None:
+    def __init__(self, hidden_size: int, layout: ParameterLayout, start: HeadInit) -> None:
         super().__init__(hidden_size, layout, start)
         self.weight = nn.Parameter(torch.empty(layout.num_predicted, hidden_size))
         _initialize_rows(self.weight, layout.sizes, start.row_stds)
@@ -88,7 +88,7 @@ class LowRankHead(Head):
     """
 
     def __init__(
-        self, hidden_size: int, layout: ParameterLayout, start: HeadStart, rank: int = 4
+        self, hidden_size: int, layout: ParameterLayout, start: HeadInit, rank: int = 4
     ) -> None:
         super().__init__(hidden_size, layout, start)
         if rank < 1:
@@ -154,7 +154,7 @@ class ChunkedHead(Head):
         self,
         hidden_size: int,
         layout: ParameterLayout,
-        start: HeadStart,
+        start: HeadInit,
         chunk_size: int = 4096,
         embedding_size: int = 32,
     ) -> None:

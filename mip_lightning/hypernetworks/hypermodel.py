@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks._initialization import (
     activation_gain,
-    change_targets,
-    share_with_theta0,
+    delta_variances,
+    split_variance_with_theta0,
 )
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout, with_channels_as_in
 from mip_lightning.hypernetworks._primary_call import PrimaryCall
@@ -280,7 +280,7 @@ class HyperModel(nn.Module):
         return network
 
     @torch.no_grad()
-    def ordinary(self) -> nn.Module:
+    def original_primary(self) -> nn.Module:
         """The primary as it was given, before any weight was predicted: what it would be itself.
 
         Returns:
@@ -321,7 +321,7 @@ def _targets(
 ) -> dict[str, float]:
     """Variance that the change of each predicted tensor starts with."""
     gain = activation_gain(config.make_activation())
-    targets = change_targets(config.head_init, layout, gain, config.hidden_sizes[-1])
+    targets = delta_variances(config.head_init, layout, gain, config.hidden_sizes[-1])
     if not config.head_init.startswith("hyperfan"):
         return targets
     if pretrained is not None:
@@ -329,4 +329,4 @@ def _targets(
             f"head_init={config.head_init!r} scales theta0, which would spoil pretrained weights:"
             " use zero"
         )
-    return share_with_theta0(theta0, targets)
+    return split_variance_with_theta0(theta0, targets)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks._initialization import (
+    HeadInit,
     HeadInitialization,
-    HeadStart,
     activation_gain,
     initialize_linear,
 )
@@ -113,7 +113,7 @@ class Hypernetwork(nn.Module):
             layers.append(config.make_activation())
             in_features = width
         self.trunk = nn.Sequential(*layers)
-        start = HeadStart(
+        start = HeadInit(
             tuple(targets[name] for name in layout.shapes),
             self._power(config.head_init, in_features),
             zero=config.head_init == "zero",

@@ -40,7 +40,7 @@ class Prior(ABC):
         return (self,)
 
     @property
-    def drawn_from(self) -> "Prior":
+    def base_prior(self) -> "Prior":
         """The prior whose quantiles these are, without what changes only how it is drawn from."""
         return self
 
@@ -157,11 +157,11 @@ class Prior(ABC):
 
 def evenly_spaced(n: int) -> Float[Tensor, " n"]:
     """Levels with both end points; the middle where n is 1."""
-    return torch.linspace(0.0, 1.0, n, dtype=default_dtype()) if n > 1 else middles(n)
+    return torch.linspace(0.0, 1.0, n, dtype=default_dtype()) if n > 1 else midpoints(n)
 
 
-def middles(n: int) -> Float[Tensor, " n"]:
-    """The middles of ``n`` equally probable parts."""
+def midpoints(n: int) -> Float[Tensor, " n"]:
+    """The midpoints of ``n`` equally probable parts."""
     return (torch.arange(n, dtype=default_dtype()) + 0.5) / n
 
 

@@ -129,7 +129,7 @@ class Joint(Prior):
 
 
 @dataclass(frozen=True)
-class _Around(Prior):
+class _PriorWrapper(Prior):
     """What a prior has that changes only how another one is drawn from."""
 
     prior: Prior
@@ -140,9 +140,9 @@ class _Around(Prior):
         return self.prior.dim
 
     @property
-    def drawn_from(self) -> Prior:
+    def base_prior(self) -> Prior:
         """The prior inside."""
-        return self.prior.drawn_from
+        return self.prior.base_prior
 
     @property
     def parts(self) -> tuple[Prior, ...]:
@@ -192,7 +192,7 @@ class _Around(Prior):
 
 
 @dataclass(frozen=True)
-class EndPointOversampling(_Around):
+class EndPointOversampling(_PriorWrapper):
     """Draws an end point of a bounded prior now and then, so that the ends are learned too.
 
     Source: HyperMorph's reference implementation, which draws one of {0, 1} with probability 0.2.
@@ -224,7 +224,7 @@ class EndPointOversampling(_Around):
 
 
 @dataclass(frozen=True)
-class Stratified(_Around):
+class Stratified(_PriorWrapper):
     """Draws that cover a prior evenly: of K draws, one from each of K equally probable parts.
 
     Each dimension takes the parts in a random order of its own (a random Latin hypercube), so each
@@ -242,7 +242,7 @@ class Stratified(_Around):
 
     def __post_init__(self) -> None:
         own = self.prior.priors.values() if isinstance(self.prior, Joint) else [self.prior]
-        if any(isinstance(prior, _Around) for prior in own):
+        if any(isinstance(prior, _PriorWrapper) for prior in own):
             raise UsageError(f"prior={self.prior}: Stratified takes a prior that wraps no other")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.priors.base import Prior, evenly_spaced, middles
+from mip_lightning.priors.base import Prior, evenly_spaced, midpoints
 from mip_lightning.utilities.precision import default_dtype
 
 
@@ -32,29 +32,33 @@ class Bounded(Prior):
             )
 
     @abstractmethod
-    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The function in which gamma is uniform."""
 
     @abstractmethod
-    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The inverse of ``warp``."""
+    def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The inverse of ``transform``."""
 
     @property
-    def warped_bounds(self) -> tuple[float, float]:
-        """``warp`` of the bounds, in float64."""
-        low, high = self.warp(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
+    def transformed_bounds(self) -> tuple[float, float]:
+        """``transform`` of the bounds, in float64."""
+        low, high = self.transform(
+            torch.tensor([self.low, self.high], dtype=torch.float64)
+        ).tolist()
         return low, high
 
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """Even steps in the warped range, never outside the bounds by rounding."""
-        low, high = self.warped_bounds
-        warped = torch.lerp(torch.full_like(levels, low), torch.full_like(levels, high), levels)
-        return self.unwarp(warped).clamp(self.low, self.high)
+        """Even steps in the transformed range, never outside the bounds by rounding."""
+        low, high = self.transformed_bounds
+        transformed = torch.lerp(
+            torch.full_like(levels, low), torch.full_like(levels, high), levels
+        )
+        return self.inverse(transformed).clamp(self.low, self.high)
 
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """Min-max scaling of the warped value."""
-        low, high = self.warped_bounds
-        return (self.warp(gamma) - low) / (high - low)
+        """Min-max scaling of the transformed value."""
+        low, high = self.transformed_bounds
+        return (self.transform(gamma) - low) / (high - low)
 
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
         """Evenly spaced levels with both end points; the middle where n is 1."""
@@ -91,17 +95,17 @@ class Uniform(Bounded):
     """
 
     @property
-    def warped_bounds(self) -> tuple[float, float]:
+    def transformed_bounds(self) -> tuple[float, float]:
         """The bounds themselves."""
         return self.low, self.high
 
-    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Gamma itself."""
         return gamma
 
-    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Gamma itself."""
-        return warped
+        return transformed
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,17 @@ class LogUniform(Bounded):
             raise UsageError(f"low={self.low}: LogUniform needs low > 0; use Uniform")
 
     @property
-    def warped_bounds(self) -> tuple[float, float]:
+    def transformed_bounds(self) -> tuple[float, float]:
         """The logarithms of the bounds."""
         return math.log(self.low), math.log(self.high)
 
-    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``log(gamma)``."""
         return gamma.log()
 
-    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``exp(warped)``."""
-        return warped.exp()
+    def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``exp(transformed)``."""
+        return transformed.exp()
 
 
 @dataclass(frozen=True)
@@ -169,17 +173,17 @@ class LogOddsUniform(Bounded):
             )
 
     @property
-    def warped_bounds(self) -> tuple[float, float]:
+    def transformed_bounds(self) -> tuple[float, float]:
         """The log-odds of the bounds."""
         return math.log(self.low / (1 - self.low)), math.log(self.high / (1 - self.high))
 
-    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``log(gamma / (1 - gamma))``."""
         return gamma.logit()
 
-    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``1 / (1 + exp(-warped))``."""
-        return warped.sigmoid()
+    def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``1 / (1 + exp(-transformed))``."""
+        return transformed.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -204,17 +208,17 @@ class SquareRootUniform(Bounded):
             raise UsageError(f"low={self.low}: SquareRootUniform needs low >= 0")
 
     @property
-    def warped_bounds(self) -> tuple[float, float]:
+    def transformed_bounds(self) -> tuple[float, float]:
         """The square roots of the bounds."""
         return math.sqrt(self.low), math.sqrt(self.high)
 
-    def warp(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``sqrt(gamma)``."""
         return gamma.sqrt()
 
-    def unwarp(self, warped: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``warped ** 2``."""
-        return warped.square()
+    def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """``transformed ** 2``."""
+        return transformed.square()
 
 
 @dataclass(frozen=True)
@@ -257,8 +261,8 @@ class Normal(Prior):
         return torch.sigmoid((gamma - self.mean) / self.std)
 
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """The middles of ``n`` equally probable parts: there are no end points."""
-        return middles(n)
+        """The midpoints of ``n`` equally probable parts: there are no end points."""
+        return midpoints(n)
 
 
 def _as_floats(prior: Prior, *names: str) -> None:

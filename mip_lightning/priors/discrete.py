@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.priors.base import Gamma, Prior, middles
+from mip_lightning.priors.base import Gamma, Prior, midpoints
 
 
 class _Finite(Prior):
@@ -23,8 +23,8 @@ class _Finite(Prior):
         """Number of values."""
 
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """The middles of ``n`` equally probable parts; each value once where n is their number."""
-        return middles(n)
+        """Midpoints of ``n`` equally probable intervals; each value once if n is their number."""
+        return midpoints(n)
 
     def grid(self, n: int) -> Float[Tensor, "points D"]:
         """Each value once, or ``n`` of them where there are more."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from mip_lightning.utilities.modes import modes_kept
+from mip_lightning.utilities.modes import preserve_modes
 from mip_lightning.utilities.nested import Inputs, as_arguments
 
 
@@ -20,7 +20,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Inputs]) -> None:
         network: An ordinary network, such as ``HyperModel.materialize`` gives.
         batches: What the network takes: a tensor, or a tuple or mapping of arguments, each.
     """
-    with modes_kept(network):
+    with preserve_modes(network):
         update_bn(((inputs,) for inputs in batches), _Unpacking(network))
 
 

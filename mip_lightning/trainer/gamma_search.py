@@ -19,7 +19,7 @@ from mip_lightning.core.sweep import LabelledMetric, SeenNaN
 from mip_lightning.diagnostics.cost import PrimaryCost
 from mip_lightning.errors import UsageError
 
-By: TypeAlias = Literal["all", "label", "subject"]
+SelectBy: TypeAlias = Literal["all", "label", "subject"]
 
 LOSS = "loss"
 """The name of the loss among the metrics."""
@@ -179,7 +179,7 @@ class GammaSearch:
     def _gamma(self, level: float) -> float:
         return self.model.model.prior.quantile(torch.tensor([[level]])).item()
 
-    def select(self, by: By) -> dict[str, Selected]:
+    def select(self, by: SelectBy) -> dict[str, Selected]:
         """The best gamma for ``all``, for each label, or for each subject, by name.
 
         Returns:
@@ -292,7 +292,7 @@ class GammaSearch:
 def write_selected(
     path: Path,
     selected: Mapping[str, Selected],
-    by: By,
+    by: SelectBy,
     metric: str,
     ckpt_path: str | None,
     max_flops: float | None = None,

@@ -25,7 +25,7 @@ from mip_lightning.trainer.export import (
     export_network,
     random_like,
 )
-from mip_lightning.trainer.gamma_search import By, FlopsBudget, GammaSearch, write_selected
+from mip_lightning.trainer.gamma_search import FlopsBudget, GammaSearch, SelectBy, write_selected
 from mip_lightning.utilities.files import check_unchanged
 from mip_lightning.utilities.nested import Inputs, as_arguments, tensors_in
 
@@ -99,7 +99,7 @@ class HyperTrainer(Trainer):
         datamodule: LightningDataModule,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
-        by: By = "all",
+        by: SelectBy = "all",
         metric: str | None = None,
         grid_size: int = 11,
         tolerance: float = 0.01,
@@ -201,15 +201,15 @@ class HyperTrainer(Trainer):
         _load(model, ckpt_path, weights_only)
         model.eval()
         requested = RequestedGamma(model.model.prior, gamma)
-        if path is not None and len(requested.distinct) > 1:
+        if path is not None and len(requested.unique) > 1:
             raise UsageError(
                 f"path={path!r} is one file, and gamma={gamma!r} holds"
-                f" {len(requested.distinct)} values: leave path out"
+                f" {len(requested.unique)} values: leave path out"
             )
         datamodule.prepare_data()
         datamodule.setup("fit")
         files = []
-        for number, draw in enumerate(requested.distinct):
+        for number, draw in enumerate(requested.unique):
             value = format_gamma(draw, ", ")
             network = self._network_at(model, datamodule, draw, recalibrate)
             at = f"_gamma_{value}" if len(draw) == 1 else f"_{number}" if number else ""
@@ -257,7 +257,7 @@ class HyperTrainer(Trainer):
 
 def _say_names(requested: RequestedGamma) -> None:
     """Say for which labels or subjects a value was selected, where it was for some."""
-    for gamma in requested.distinct:
+    for gamma in requested.unique:
         names = requested.names_at(gamma)
         if names:
             rank_zero_info(f"gamma = {gamma.item():.6g}: {', '.join(names)}")

@@ -2,7 +2,7 @@
 
 from mip_lightning.utilities.files import check_unchanged, load_plain, save_whole
 from mip_lightning.utilities.finite import first_not_finite, has_nan, trained_weights
-from mip_lightning.utilities.modes import evaluating, modes_kept
+from mip_lightning.utilities.modes import eval_mode, preserve_modes
 from mip_lightning.utilities.nested import Inputs, as_arguments, map_tensors, tensors_in
 from mip_lightning.utilities.norms import norm, total_norm
 from mip_lightning.utilities.precision import at_least_float32, default_dtype, float32_by_default
@@ -13,14 +13,14 @@ __all__ = [
     "at_least_float32",
     "check_unchanged",
     "default_dtype",
-    "evaluating",
+    "eval_mode",
     "first_not_finite",
     "float32_by_default",
     "has_nan",
     "load_plain",
     "map_tensors",
-    "modes_kept",
     "norm",
+    "preserve_modes",
     "save_whole",
     "tensors_in",
     "total_norm",

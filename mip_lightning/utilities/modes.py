@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def modes_kept(network: nn.Module) -> Iterator[None]:
+def preserve_modes(network: nn.Module) -> Iterator[None]:
     """Afterwards each module is in the mode in which it was: a frozen BatchNorm too.
 
     ``Module.train`` after ``Module.eval`` would bring all to one mode.
@@ -24,12 +24,12 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """In evaluation mode while it lasts; afterwards each module as it was.
 
     Args:
         network: The network.
     """
-    with modes_kept(network):
+    with preserve_modes(network):
         network.eval()
         yield

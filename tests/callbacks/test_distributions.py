@@ -25,7 +25,7 @@ def test_the_ordinary_network_is_the_primary_as_it_was_given(formulation):
     with torch.no_grad():
         for parameter in model.theta0.values():
             parameter.add_(1.0)  # as if it had trained
-    ordinary = model.ordinary()
+    ordinary = model.original_primary()
     assert type(ordinary) is LeNet
     for name, value in ordinary.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -37,7 +37,7 @@ def test_a_scaled_theta0_leaves_the_ordinary_network_as_it_was_given():
     config = HypernetworkConfig(head_init="hyperfan_in")
     model = HyperModel(primary, Uniform(), hypernetwork=config)
     assert not torch.equal(model.theta0["weight"], before)
-    assert torch.equal(model.ordinary().weight, before)
+    assert torch.equal(model.original_primary().weight, before)
 
 
 def test_a_frozen_normalization_stays_frozen_and_a_second_fit_has_a_file_of_its_own():
@@ -78,7 +78,7 @@ def test_samples_are_the_weights_and_activations_of_materialized_networks(formul
     for name, value in task.state_dict().items():
         assert torch.equal(value, before[name]), name
     networks = {
-        -1: task.model.ordinary(),
+        -1: task.model.original_primary(),
         **{k: task.model.materialize(g) for k, g in enumerate(grid)},
     }
     assert set(samples) == {

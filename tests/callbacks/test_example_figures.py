@@ -18,7 +18,7 @@ class Drawn(Denoising):
         super().__init__(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), Uniform(0, 1))
         self.drawn: list[tuple[int, bool]] = []
 
-    def draw_examples(self, batch, gammas):
+    def plot_examples(self, batch, gammas):
         self.drawn.append((self.trainer.global_step, self.training))
         return {"example": Figure()}
 

@@ -46,10 +46,10 @@ def test_the_judgement_is_by_the_median_and_the_median_absolute_deviation():
     median = history.quantile(0.5).item()
     mad = (history - median).abs().quantile(0.5).item()
     edge = median + 3.0 * 1.4826 * mad
-    assert stability._judge(edge - 1e-6, 1.0) == (pytest.approx(median), None)
+    assert stability._classify(edge - 1e-6, 1.0) == (pytest.approx(median), None)
     stability._history.extend([])
     stability._history = type(stability._history)(history.tolist(), maxlen=40)
-    assert stability._judge(edge + 1e-6, 1.0) == (pytest.approx(median), "spike")
+    assert stability._classify(edge + 1e-6, 1.0) == (pytest.approx(median), "spike")
 
 
 @pytest.mark.parametrize(

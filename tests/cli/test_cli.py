@@ -454,7 +454,7 @@ def test_several_named_hyperparameters_and_a_choice_of_tensors_are_given_in_yaml
         "encoding": "ComplementEncoding",
         "head_init": "calibrated",
     }
-    options["part_options"] = {"theta0": {"lr": 1e-5}}
+    options["group_options"] = {"theta0": {"lr": 1e-5}}
     Path("joint.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run("fit", "--config", "joint.yaml", "--run_dir", "run")
     metrics = read_csv("run/csv/metrics.csv")

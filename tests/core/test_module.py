@@ -28,7 +28,7 @@ class Draws(Callback):
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.gammas.append(pl_module.draw_gamma(batch, batch_idx).flatten().tolist())
+        self.gammas.append(pl_module.sample_gamma(batch, batch_idx).flatten().tolist())
         self.losses.append(float(outputs["loss"]))
 
 
@@ -163,13 +163,13 @@ def test_the_progress_bar_waits_for_no_other_rank(monkeypatch):
 def test_draws_differ_between_epochs_ranks_and_seeds(monkeypatch):
     task = Denoising(nn.Linear(4, 4), Uniform(0, 1))
     batch = next(iter(loader()))
-    drawn = {float(task.draw_gamma(batch, index)) for index in range(3)}
+    drawn = {float(task.sample_gamma(batch, index)) for index in range(3)}
     for name, value in (("current_epoch", 1), ("global_rank", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(type(task), name, value)
-            drawn.add(float(task.draw_gamma(batch, 0)))
+            drawn.add(float(task.sample_gamma(batch, 0)))
     task.gamma_seed += 1
-    drawn.add(float(task.draw_gamma(batch, 0)))
+    drawn.add(float(task.sample_gamma(batch, 0)))
     assert len(drawn) == 6
 
 
@@ -321,7 +321,7 @@ class Predictions:
 def test_evaluation_predicts_the_weights_once_at_as_many_gammas_as_it_may_keep(
     hidden_sizes, kept, predicted, monkeypatch
 ):
-    monkeypatch.setattr("mip_lightning.core._minibatch.KEPT", kept)
+    monkeypatch.setattr("mip_lightning.core._minibatch.MIN_CACHED_WEIGHTS", kept)
     task = Denoising(
         nn.Linear(4, 4),
         Uniform(0, 1),

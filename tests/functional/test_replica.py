@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from mip_lightning import HyperModel, HypernetworkConfig, Uniform, UsageError
-from mip_lightning.functional.replica import Reweighted
+from mip_lightning.functional.replica import ReplicaCall
 from mip_lightning.networks import LeNet
 
 SMALL = HypernetworkConfig(hidden_sizes=[4, 8])
@@ -131,7 +131,7 @@ def test_a_network_that_refers_to_its_layers_in_any_way_is_called_with_the_weigh
     weights = {name: torch.rand_like(p) for name, p in primary.named_parameters()}
     x = torch.rand(2, 3)
     expected = functional_call(copy.copy(primary), weights, (x,))
-    torch.testing.assert_close(Reweighted(primary, list(weights))(weights, (x,), {}), expected)
+    torch.testing.assert_close(ReplicaCall(primary, list(weights))(weights, (x,), {}), expected)
 
 
 def test_what_a_forward_sets_does_not_stay_in_the_primary():

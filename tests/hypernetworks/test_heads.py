@@ -23,7 +23,7 @@ from mip_lightning import (
     UsageError,
 )
 from mip_lightning.functional.factored_gradient import FactoredGradient
-from mip_lightning.hypernetworks._initialization import HeadInitialization, HeadStart
+from mip_lightning.hypernetworks._initialization import HeadInit, HeadInitialization
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
 from mip_lightning.hypernetworks.heads import Head
 from mip_lightning.networks import LeNet
@@ -50,7 +50,7 @@ def unit_hidden(num: int, width: int) -> torch.Tensor:
 def test_each_change_starts_with_its_target_variance(head):
     hidden = unit_hidden(50, 64) * math.sqrt(3.0)
     changes = LAYOUT.split(
-        torch.stack([head(64, LAYOUT, HeadStart(TARGETS, power=3.0))(h[None])[0] for h in hidden])
+        torch.stack([head(64, LAYOUT, HeadInit(TARGETS, power=3.0))(h[None])[0] for h in hidden])
     )
     for (name, change), target in zip(changes.items(), TARGETS, strict=True):
         assert change.var().item() == pytest.approx(target, rel=0.15), name
@@ -58,7 +58,7 @@ def test_each_change_starts_with_its_target_variance(head):
 
 @pytest.mark.parametrize("head", HEADS, ids=NAMES)
 def test_a_zero_head_changes_nothing_at_first_and_learns(head):
-    made: Head = head(8, LAYOUT, HeadStart(TARGETS, zero=True))
+    made: Head = head(8, LAYOUT, HeadInit(TARGETS, zero=True))
     optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
     hidden, wanted = unit_hidden(4, 8), torch.randn(4, LAYOUT.num_predicted)
     assert made(hidden).abs().max() == 0
@@ -76,7 +76,7 @@ def test_a_zero_head_changes_nothing_at_first_and_learns(head):
 
 @pytest.mark.parametrize("head", HEADS, ids=NAMES)
 def test_a_draw_does_not_depend_on_the_others(head):
-    made = head(8, LAYOUT, HeadStart(TARGETS))
+    made = head(8, LAYOUT, HeadInit(TARGETS))
     hidden = unit_hidden(3, 8)
     together = made(hidden)
     alone = torch.cat([made(h[None]) for h in hidden])
@@ -84,7 +84,7 @@ def test_a_draw_does_not_depend_on_the_others(head):
 
 
 def test_a_low_rank_change_is_a_product_of_its_two_factors():
-    made = LowRankHead(8, LAYOUT, HeadStart(TARGETS), rank=2)
+    made = LowRankHead(8, LAYOUT, HeadInit(TARGETS), rank=2)
     changes = LAYOUT.split(made(unit_hidden(5, 8)).detach().double())
     assert torch.linalg.matrix_rank(changes["weight"].flatten(2), tol=1e-5).tolist() == [2] * 5
     assert torch.linalg.matrix_rank(changes["linear"], tol=1e-5).tolist() == [2] * 5
@@ -93,7 +93,7 @@ def test_a_low_rank_change_is_a_product_of_its_two_factors():
 
 
 def test_a_chunked_head_is_one_small_network_for_all_matrices():
-    made = ChunkedHead(16, LAYOUT, HeadStart(TARGETS), chunk_size=100, embedding_size=4)
+    made = ChunkedHead(16, LAYOUT, HeadInit(TARGETS), chunk_size=100, embedding_size=4)
     numbers = 35 * 4 + (16 * 16 + 16) + 4 * 16 + 16 * 100 + (30 + 1) * 16
     assert sum(p.numel() for p in made.parameters()) == numbers
 
@@ -111,8 +111,8 @@ def test_a_model_with_any_head_trains_and_materializes(head):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: LowRankHead(4, LAYOUT, HeadStart(TARGETS), rank=0), "rank=0"),
-        (lambda: ChunkedHead(4, LAYOUT, HeadStart(TARGETS), chunk_size=0), "chunk_size=0"),
+        (lambda: LowRankHead(4, LAYOUT, HeadInit(TARGETS), rank=0), "rank=0"),
+        (lambda: ChunkedHead(4, LAYOUT, HeadInit(TARGETS), chunk_size=0), "chunk_size=0"),
     ],
 )
 def test_an_impossible_head_is_refused(make, says):

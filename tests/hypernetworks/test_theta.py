@@ -117,7 +117,7 @@ def test_what_would_spoil_pretrained_weights_is_refused(tmp_path, formulation, h
 
 def test_parts_of_the_model_are_named_groups_with_their_own_options():
     options = {"theta0": {"lr": 1e-5}, "head": {"lr": 1e-2, "weight_decay": 0.5}}
-    model = Fit(network(), Uniform(), hypernetwork=SMALL, part_options=options)
+    model = Fit(network(), Uniform(), hypernetwork=SMALL, group_options=options)
     groups = {group["name"]: group for group in fit(model).optimizers[0].param_groups}
     assert {n: (g["lr"], g["weight_decay"]) for n, g in groups.items()} == {
         "theta0": (1e-5, 0),
@@ -130,7 +130,7 @@ def test_parts_of_the_model_are_named_groups_with_their_own_options():
 
 
 def test_an_option_that_the_optimizer_does_not_have_is_refused():
-    model = Fit(network(), Uniform(), part_options={"head": {"learning_rate": 1.0}})
+    model = Fit(network(), Uniform(), group_options={"head": {"learning_rate": 1.0}})
     with pytest.raises(UsageError, match=r"Adam has no 'learning_rate' for head: it has lr"):
         fit(model)
 
@@ -150,7 +150,7 @@ def test_a_frozen_theta0_stays_and_the_rest_trains():
 def test_the_decay_of_theta_is_that_of_its_squared_norm_averaged_over_draws(draws, monkeypatch):
     decay, batch = 0.7, [torch.ones(8, 4), torch.ones(8, 4)]
     gamma = Uniform().sample(draws, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(Fit, "draw_gamma", lambda self, batch, index: gamma)
+    monkeypatch.setattr(Fit, "sample_gamma", lambda self, batch, index: gamma)
     monkeypatch.setattr(Fit, "log", lambda self, name, value, batch_size: None)  # no trainer here
     objectives = []
     for theta in (ThetaConfig(weight_decay=decay), ThetaConfig()):

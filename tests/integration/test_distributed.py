@@ -160,7 +160,7 @@ from mip_lightning import Uniform
 
 class Compare(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        gamma = trainer.strategy.all_gather(pl_module.draw_gamma(batch, batch_idx))
+        gamma = trainer.strategy.all_gather(pl_module.sample_gamma(batch, batch_idx))
         assert gamma[0].item() != gamma[1].item()
         for parameter in pl_module.parameters():
             both = trainer.strategy.all_gather(parameter.detach())

@@ -134,7 +134,7 @@ def test_a_line_at_the_start_says_how_the_head_is_updated(make, says, caplog):
     ],
 )
 def test_the_command_line_takes_the_factored_kin_of_an_optimizer(name, options, kind):
-    module = task(part_options={"theta0": {"lr": 1e-5}})
+    module = task(group_options={"theta0": {"lr": 1e-5}})
     scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
     configured = _configure_optimizers(
         module, {"class_path": name, "init_args": options}, scheduler

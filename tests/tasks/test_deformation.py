@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from monai.networks.blocks import DVF2DDF, Warp
 
 from mip_lightning import UsageError
-from mip_lightning.functional.spatial_transform import integrated, warped
+from mip_lightning.functional.spatial_transform import integrate, warp
 from mip_lightning.tasks import (
     Displacement,
     SquaredError,
@@ -40,7 +40,7 @@ def test_a_shift_by_whole_voxels_moves_the_image_exactly(size, mode):
     image = torch.rand(1, 1, *size)
     shift = torch.zeros(1, len(size), *size)
     shift[:, 0], shift[:, 1] = 2, -1
-    moved = warped(image, shift, mode)
+    moved = warp(image, shift, mode)
     torch.testing.assert_close(moved[:, :, :4, 1:], image[:, :, 2:, :-1])
     torch.testing.assert_close(
         moved[:, :, 4:, 1:], image[:, :, 5:, :-1].expand(1, 1, 2, *[-1] * (len(size) - 1))
@@ -54,11 +54,11 @@ def test_warping_and_integration_are_monais_to_the_last_bit(size):
     image = torch.rand(2, 3, *size)
     for mode in ("bilinear", "nearest"):
         theirs = Warp(mode=mode, padding_mode="border")(image, field)
-        assert torch.equal(warped(image, field, mode), theirs)
+        assert torch.equal(warp(image, field, mode), theirs)
     gradients = []
-    for integrate in (integrated, DVF2DDF(7, padding_mode="border")):
+    for integral in (integrate, DVF2DDF(7, padding_mode="border")):
         velocity = field.clone().requires_grad_()
-        displacement = integrate(velocity)
+        displacement = integral(velocity)
         (gradient,) = torch.autograd.grad(displacement.square().sum(), velocity)
         gradients.append((displacement, gradient))
     for ours, theirs in zip(*gradients, strict=True):
@@ -68,8 +68,8 @@ def test_warping_and_integration_are_monais_to_the_last_bit(size):
 def test_an_axis_of_one_voxel_is_one_along_which_all_voxels_are_the_same():
     # MONAI 1.5 divides by zero there.
     field, image = torch.randn(2, 2, 6, 1).requires_grad_(), torch.rand(2, 3, 6, 1)
-    thin = warped(image, integrated(field))
-    thick = warped(image.expand(-1, -1, -1, 3), integrated(field.expand(-1, -1, -1, 3)))
+    thin = warp(image, integrate(field))
+    thick = warp(image.expand(-1, -1, -1, 3), integrate(field.expand(-1, -1, -1, 3)))
     torch.testing.assert_close(thick, thin.expand(-1, -1, -1, 3))
     (gradient,) = torch.autograd.grad(thin.square().sum(), field)
     assert gradient.isfinite().all()
@@ -85,7 +85,7 @@ def test_no_flow_changes_nothing(size, mode, deformation):
     image = torch.rand(2, 1, *size)
     displacement = deformation(torch.zeros(2, len(size), *size)).displacement
     assert torch.equal(displacement, torch.zeros(2, len(size), *size))
-    torch.testing.assert_close(warped(image, displacement, mode), image)
+    torch.testing.assert_close(warp(image, displacement, mode), image)
 
 
 def test_penalties_of_a_linear_flow():
@@ -222,7 +222,7 @@ def test_a_velocity_backwards_is_the_inverse():
     deformation = StationaryVelocity()
     forward, backward = (deformation(sign * velocity).displacement for sign in (1, -1))
     assert forward.abs().max() > 2
-    there_and_back = backward + warped(forward, backward)
+    there_and_back = backward + warp(forward, backward)
     assert there_and_back[..., 8:-8, 8:-8].abs().mean() < 0.05
 
 

@@ -28,7 +28,7 @@ from mip_lightning import (
 from mip_lightning.core.requested_gamma import RequestedGamma
 from mip_lightning.data.image_pairs import PairDataset
 from mip_lightning.data.subjects import Subject
-from mip_lightning.functional.spatial_transform import warped
+from mip_lightning.functional.spatial_transform import warp
 from mip_lightning.networks import ConstantWidthUNet, HyperMorphUNet
 from mip_lightning.tasks import (
     Registration,
@@ -73,7 +73,7 @@ def test_gamma_weighs_similarity_against_regularization():
     task, batch, gamma = make(), pair((8, 12)), torch.tensor([[0.25]])
     displacement = task.deformed(batch, gamma).displacement
     assert displacement.abs().max() > 0
-    similarity = SquaredError()(warped(batch["moving"], displacement), batch["fixed"])
+    similarity = SquaredError()(warp(batch["moving"], displacement), batch["fixed"])
     regularization = TotalVariationPenalty()(displacement)
     found = task.evaluate_at(batch, gamma).loss
     torch.testing.assert_close(found, 0.75 * similarity + 0.25 * regularization)

@@ -70,7 +70,7 @@ def test_ranks_draw_one_gamma_unless_each_is_to_draw_its_own(make, monkeypatch):
         model.gamma_seed = 1
         for rank in (0, 1):
             monkeypatch.setattr(HyperLightningModule, "global_rank", rank)
-            drawn[share, rank] = model.draw_gamma(None, 3).item()
+            drawn[share, rank] = model.sample_gamma(None, 3).item()
     assert drawn[True, 0] == drawn[True, 1] == drawn[False, 0]
     assert drawn[False, 0] != drawn[False, 1]
 
@@ -379,7 +379,7 @@ def test_volumes_and_figures_are_of_each_gamma(size):
     dims = len(size)
     model = Segmentation(ScaleSpaceUNet(1, 3, dims, features=4, levels=2)).eval()
     batch = labelled(size) | {"name": ["a", "b"], "size": torch.tensor([size, [5] * dims])}
-    figure = model.draw_examples(batch, torch.tensor([[0.1], [0.4]]))["segmentation"]
+    figure = model.plot_examples(batch, torch.tensor([[0.1], [0.4]]))["segmentation"]
     assert [axes.get_title() for axes in figure.axes][2:] == [
         r"predicted, $\gamma$ = 0.1",
         r"predicted, $\gamma$ = 0.4",
@@ -406,7 +406,7 @@ def test_predictions_and_figures_tell_each_dimension_of_gamma():
     batch = {**labelled(), "name": ["a", "b"]}
     with torch.no_grad():
         volumes = task.predict_step(batch, 0)
-        figure = task.draw_examples(batch, prior.grid(2))["segmentation"]
+        figure = task.plot_examples(batch, prior.grid(2))["segmentation"]
     assert [volume.name for volume in volumes[:2]] == [
         "a/gamma_0.25_0.5_labels",
         "a/gamma_0.25_0.75_labels",

@@ -147,7 +147,7 @@ def test_a_search_without_batches_or_numbers_selects_nothing():
 def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     prior = Uniform(0, 1)
     assert RequestedGamma(prior, 0.3).of_sample("any").tolist() == [[pytest.approx(0.3)]]
-    assert RequestedGamma(prior, [0.25, 0.5]).everywhere.tolist() == [[0.25], [0.5]]
+    assert RequestedGamma(prior, [0.25, 0.5]).shared.tolist() == [[0.25], [0.5]]
     assert RequestedGamma(Uniform(0, 1, dim=2), [0.25, 0.5]).one.tolist() == [[0.25, 0.5]]
     pair = Joint({"a": Uniform(0, 1), "b": Uniform(0, 1)})
     assert RequestedGamma(pair, {"a": 0.25, "b": 0.5}).one.tolist() == [[0.25, 0.5]]
@@ -155,7 +155,7 @@ def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     path.write_text(yaml.safe_dump({"by": "all", "gamma": 0.5}))
     assert RequestedGamma(prior, str(path)).one.tolist() == [[0.5]]
     path.write_text(yaml.safe_dump({"by": "label", "gamma": {"a": 0.5, "b": 0.25, "c": 0.5}}))
-    assert RequestedGamma(prior, str(path)).everywhere.tolist() == [[0.5], [0.25]]
+    assert RequestedGamma(prior, str(path)).shared.tolist() == [[0.5], [0.25]]
     path.write_text(yaml.safe_dump({"by": "subject", "gamma": {"a": 0.5, "b": 0.25}}))
     assert RequestedGamma(prior, str(path)).of_sample("b").tolist() == [[0.25]]
 

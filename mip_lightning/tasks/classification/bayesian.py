@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from mip_lightning.core._minibatch import StepOutput
 from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
-from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.core.sweep import NaNAware
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.hypermodel import Formulation
@@ -53,7 +53,7 @@ class BayesianClassification(HyperLightningModule):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains.
-        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``.
@@ -77,7 +77,7 @@ class BayesianClassification(HyperLightningModule):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: PartOptions | None = None,
+        group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -90,7 +90,7 @@ class BayesianClassification(HyperLightningModule):
             formulation,
             hypernetwork,
             theta,
-            part_options,
+            group_options,
             draws_per_batch,
             validation_grid_size,
             test_grid_size,
@@ -174,7 +174,7 @@ class BayesianClassification(HyperLightningModule):
 
     def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
         """Log-probabilities at each of M draws."""
-        gammas = self.ensemble_gamma if self.requested is None else self.requested.everywhere
+        gammas = self.ensemble_gamma if self.requested is None else self.requested.shared
         draws = self.evaluation_draws.of(self.model, gammas)
         logits = [drawn.run(self.model, images) for drawn in draws]
         return at_least_float32(torch.stack(logits)).log_softmax(dim=-1)

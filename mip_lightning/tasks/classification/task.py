@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mip_lightning.core._minibatch import StepOutput
 from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
-from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.hypermodel import Formulation
 from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
@@ -42,7 +42,7 @@ class Classification(HyperLightningModule):
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains; by default with
             the paper's weight decay.
-        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
@@ -66,7 +66,7 @@ class Classification(HyperLightningModule):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(weight_decay=1e-3),
-        part_options: PartOptions | None = None,
+        group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -79,7 +79,7 @@ class Classification(HyperLightningModule):
             formulation,
             hypernetwork,
             theta,
-            part_options,
+            group_options,
             draws_per_batch,
             validation_grid_size,
             test_grid_size,
@@ -124,6 +124,6 @@ class Classification(HyperLightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         if self.requested is None:
             raise UsageError("Classification predicts at a gamma: give predict --gamma 0.3")
-        (drawn,) = self.evaluation_draws.of(self.model, self.requested.one)
+        (drawn,) = self.evaluation_draws.of(self.model, self.requested.single)
         logits = at_least_float32(drawn.run(self.model, images))
         return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

@@ -1,7 +1,7 @@
 """Registration: the deformation that warps one image to another."""
 
 from mip_lightning.tasks.registration.deformation import Displacement, StationaryVelocity
-from mip_lightning.tasks.registration.figure import draw_registration
+from mip_lightning.tasks.registration.figure import plot_registration
 from mip_lightning.tasks.registration.losses import (
     SquaredError,
     SquaredGradientPenalty,
@@ -20,5 +20,5 @@ __all__ = [
     "SquaredGradientPenalty",
     "StationaryVelocity",
     "TotalVariationPenalty",
-    "draw_registration",
+    "plot_registration",
 ]

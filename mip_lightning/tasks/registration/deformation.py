@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mip_lightning.errors import UsageError
-from mip_lightning.functional.spatial_transform import integrated
+from mip_lightning.functional.spatial_transform import integrate
 
 
 class Deformed(NamedTuple):
@@ -85,7 +85,7 @@ class StationaryVelocity(Deformation):
 
     def integrate(self, field: Float[Tensor, "B D *R"]) -> Float[Tensor, "B D *R"]:
         """The displacement after unit time."""
-        return integrated(field, self.num_steps)
+        return integrate(field, self.num_steps)
 
 
 def resized(field: Float[Tensor, "B D *S"], size: tuple[int, ...]) -> Float[Tensor, "B D *R"]:

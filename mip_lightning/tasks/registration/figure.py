@@ -13,7 +13,7 @@ GRID_LINES = 16
 """Number of lines of a warped grid along the shorter axis."""
 
 
-def draw_registration(
+def plot_registration(
     moving: Float[Tensor, "*S"],
     fixed: Float[Tensor, "*S"],
     warped: Float[Tensor, "n *S"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mip_lightning.errors import UsageError
-from mip_lightning.functional.spatial_transform import warped
+from mip_lightning.functional.spatial_transform import warp
 from mip_lightning.tasks._dice import LabelDice
 from mip_lightning.tasks._volumes import clear_padding, own_voxels
 from mip_lightning.tasks.registration.deformation import jacobian_determinant, spatial_gradient
@@ -64,7 +64,7 @@ class MeanDice(LabelDice):
                 "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
             )
         moving = pair["moving_labels"].to(displacement.dtype)
-        found = warped(moving, displacement, "nearest")
+        found = warp(moving, displacement, "nearest")
         expected = pair["fixed_labels"].to(displacement.dtype)
         self.add(clear_padding(found, pair), clear_padding(expected, pair))
 

@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from mip_lightning.core._minibatch import DrawnGamma, StepOutput, Volume
 from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
-from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.errors import UsageError
-from mip_lightning.functional.spatial_transform import warped
+from mip_lightning.functional.spatial_transform import warp
 from mip_lightning.hypernetworks.hypermodel import Formulation
 from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
 from mip_lightning.hypernetworks.theta import ThetaConfig
@@ -27,7 +27,7 @@ from mip_lightning.tasks.registration.deformation import (
     Displacement,
     StationaryVelocity,
 )
-from mip_lightning.tasks.registration.figure import draw_registration
+from mip_lightning.tasks.registration.figure import plot_registration
 from mip_lightning.tasks.registration.losses import SquaredError, TotalVariationPenalty
 from mip_lightning.tasks.registration.metrics import (
     FoldedShare,
@@ -59,7 +59,7 @@ class Registration(HyperLightningModule):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains.
-        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``.
@@ -90,7 +90,7 @@ class Registration(HyperLightningModule):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: PartOptions | None = None,
+        group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -106,7 +106,7 @@ class Registration(HyperLightningModule):
             formulation,
             hypernetwork,
             theta,
-            part_options,
+            group_options,
             draws_per_batch,
             validation_grid_size,
             test_grid_size,
@@ -181,7 +181,7 @@ class Registration(HyperLightningModule):
         num_draws: int,
     ) -> Float[Tensor, " K"]:
         groups = zip(
-            warped(moving, displacement).chunk(num_draws), fixed.chunk(num_draws), strict=True
+            warp(moving, displacement).chunk(num_draws), fixed.chunk(num_draws), strict=True
         )
         return torch.stack([self.similarity(w, f) for w, f in groups])
 
@@ -239,10 +239,10 @@ class Registration(HyperLightningModule):
     def _volumes(self, pair: Pair, drawn: DrawnGamma, stem: str) -> list[Volume]:
         with self._draws(drawn):
             displacement = self.deformed(pair, drawn.gamma).displacement
-        images = {"image": warped(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
+        images = {"image": warp(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:
             labels = pair["moving_labels"]
-            found = warped(labels.to(displacement.dtype), displacement, "nearest")
+            found = warp(labels.to(displacement.dtype), displacement, "nearest")
             images["labels"] = found[0, 0].to(labels.dtype)
         padded, axes = displacement.shape[2:], displacement.ndim - 2
         size = pair.get("size")
@@ -259,7 +259,7 @@ class Registration(HyperLightningModule):
             for name, image in images.items()
         ]
 
-    def draw_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
+    def plot_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
         """The first pair of a batch, warped at each gamma: image, flow as a grid, difference."""
         pair: Any = {key: _one(values, 0) for key, values in batch.items()}
         displacements = []
@@ -267,8 +267,8 @@ class Registration(HyperLightningModule):
             with self._draws(DrawnGamma(gamma.to(self.device))) as drawn:
                 displacements.append(self.deformed(pair, drawn.gamma).displacement)
         moving = pair["moving"].to(displacements[0].dtype)
-        images = [warped(moving, displacement) for displacement in displacements]
-        figure = draw_registration(
+        images = [warp(moving, displacement) for displacement in displacements]
+        figure = plot_registration(
             moving[0, 0].cpu(),
             pair["fixed"][0, 0].to(moving).cpu(),
             torch.cat(images)[:, 0].cpu(),

@@ -17,7 +17,7 @@ MAX_NAMES = 8
 """More labels are not told by name."""
 
 
-def draw_segmentation(
+def plot_segmentation(
     image: Float[Tensor, "*S"],
     labels: Integer[Tensor, "*S"],
     found: Integer[Tensor, "n *S"],

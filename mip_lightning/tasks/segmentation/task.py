@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from mip_lightning.core._minibatch import DrawnGamma, StepOutput, Volume
 from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
-from mip_lightning.core.parameter_groups import PartOptions
+from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.hypermodel import Formulation
 from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
@@ -23,7 +23,7 @@ from mip_lightning.priors import Prior, Uniform, format_gamma
 from mip_lightning.tasks._dice import NUM_LABELS, LabelDice
 from mip_lightning.tasks._label_range import LabelRange
 from mip_lightning.tasks._volumes import clear_padding, in_the_middle
-from mip_lightning.tasks.segmentation.figure import draw_segmentation
+from mip_lightning.tasks.segmentation.figure import plot_segmentation
 from mip_lightning.tasks.segmentation.losses import CrossEntropyThenSoftDice
 from mip_lightning.utilities.precision import at_least_float32
 
@@ -68,7 +68,7 @@ class Segmentation(HyperLightningModule):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains.
-        part_options: Options of the optimizer that differ for a part of the model (``theta0``,
+        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
             or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
@@ -94,7 +94,7 @@ class Segmentation(HyperLightningModule):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
-        part_options: PartOptions | None = None,
+        group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
@@ -107,7 +107,7 @@ class Segmentation(HyperLightningModule):
             formulation,
             hypernetwork,
             theta,
-            part_options,
+            group_options,
             draws_per_batch,
             validation_grid_size,
             test_grid_size,
@@ -188,14 +188,14 @@ class Segmentation(HyperLightningModule):
                 volumes.append(Volume(f"{stem}_labels", found, affine))
         return volumes
 
-    def draw_examples(
+    def plot_examples(
         self, batch: LabelledImages, gammas: Float[Tensor, "n D"]
     ) -> dict[str, Figure]:
         """The first image of a batch: its labels, and those predicted at each gamma."""
         one = _one(batch, 0)
         draws = map(DrawnGamma, gammas.split(1))
         found = torch.stack([self._labels_at(one, drawn).cpu() for drawn in draws])
-        figure = draw_segmentation(
+        figure = plot_segmentation(
             at_least_float32(one["image"][0, 0]).cpu(),
             one["labels"][0, 0].cpu(),
             found,
