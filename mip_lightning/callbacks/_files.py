@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
-from mip_lightning.utilities.files import Value
+from mip_lightning.utilities.files import Value, first_free, replacing
 from mip_lightning.utilities.precision import at_least_float32
 
 
@@ -43,10 +43,8 @@ def publish_figure(trainer: Trainer, figure: Figure, path: Path, tag: str | None
         tag: Name in the loggers; by default that of the file.
     """
     tag = path.stem if tag is None else tag
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished.png")
-    figure.savefig(unfinished, dpi=150)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, trainer.global_step)
@@ -87,15 +85,14 @@ class StepTable:
                 )
         self.rows: list[Mapping[str, Value]] = []
         if resumed_at is None:
-            self.path = _free(path)
+            self.path = first_free(path)
             return
         self.path = path
         if path.is_file():
             with path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
-            unfinished = path.with_suffix(".unfinished.csv")
-            self._write(unfinished, self.rows, "w")
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                self._write(unfinished, self.rows, "w")
 
     @property
     def last_step(self) -> int:
@@ -121,12 +118,3 @@ def _legible(value: Value) -> Value:
     """A number of float32 in its own digits: 0.05 for 0.05000000074505806."""
     is_single = isinstance(value, float) and float(np.float32(value)) == value
     return str(np.float32(value)) if is_single else value
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first ``name_1``, ``name_2``, ... that is not there."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}_{number}")
-    return candidate

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mip_lightning.callbacks._files import legible, run_folder
 from mip_lightning.core._minibatch import Volume
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import replacing
 
 
 class NiftiWriter(BasePredictionWriter):
@@ -48,10 +49,8 @@ class NiftiWriter(BasePredictionWriter):
             return
         for volume in prediction:
             path = self._folder / f"{volume.name}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f"unfinished_{path.name}")
-            nibabel.save(nifti(volume), unfinished)
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                nibabel.save(nifti(volume), unfinished)
             self._count += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mip_lightning.callbacks._files import legible, run_folder, writes_files
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import replacing
 
 SUFFIXES = (".csv", ".pt")
 
@@ -81,13 +82,11 @@ class PredictionWriter(BasePredictionWriter):
             name: torch.cat([columns[name] for _, columns in parts])[order] for name in parts[0][1]
         }
         path = self._folder / self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        if path.suffix == ".pt":
-            torch.save(merged, unfinished)
-        else:
-            _write_csv(unfinished, merged)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            if path.suffix == ".pt":
+                torch.save(merged, unfinished)
+            else:
+                _write_csv(unfinished, merged)
         rank_zero_info(f"Predictions of {len(order)} samples: {path}")
 
 

@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import first_free, numbered, replacing
 
 ROOT = Path("runs")
 CHECKPOINTS = "checkpoints"
@@ -25,12 +27,12 @@ INHERITED = "MIP_LIGHTNING_RUN_DIR"
 
 def free_config(folder: Path) -> Path:
     """Where the next configuration goes: ``config.yaml``, or ``config_1.yaml`` once resumed."""
-    return _configs(folder)[-1]
+    return first_free(folder / "config.yaml")
 
 
 def latest_config(folder: Path) -> Path | None:
     """The configuration that was last run in a folder; ``None`` where there is none."""
-    found = _configs(folder)[:-1]
+    found = list(takewhile(Path.exists, numbered(folder / "config.yaml")))
     return found[-1] if found else None
 
 
@@ -77,13 +79,13 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
     if run_dir is not None or (subcommand == "fit" and origin is not None):
         claimed = _claim_named(Path(run_dir or origin or ""), subcommand, origin, job)
     elif origin is not None:
-        claimed = Claim(_first_free(origin, subcommand))
+        claimed = Claim(_make_first_free(origin / subcommand))
     elif job is not None:
-        folder = _first_free(ROOT / name, f"job_{job.id}", is_own=job.began)
+        folder = _make_first_free(ROOT / name / f"job_{job.id}", is_own=job.began)
         job.sign(folder)
         claimed = Claim(folder, _last(folder))
     else:
-        claimed = Claim(_first_free(ROOT / name, "version", start=0))
+        claimed = Claim(_make_first_free(ROOT / name / "version", start=0))
     os.environ[INHERITED] = str(claimed.folder)
     return claimed
 
@@ -136,9 +138,8 @@ class _Job:
 
     def sign(self, folder: Path) -> None:
         """Say in a folder that this fit has it."""
-        unfinished = folder / f"{SIGNATURE}.unfinished"
-        unfinished.write_text(json.dumps(asdict(self)))
-        unfinished.replace(folder / SIGNATURE)
+        with replacing(folder / SIGNATURE) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self)))
 
     def began(self, folder: Path) -> bool:
         """Whether this very fit had the folder before the job was requeued.
@@ -159,36 +160,21 @@ def release() -> None:
     os.environ.pop(INHERITED, None)
 
 
-def _configs(folder: Path) -> list[Path]:
-    """``config.yaml``, ``config_1.yaml``, ... as far as they are there, and the next free one."""
-    paths = [folder / "config.yaml"]
-    while paths[-1].exists():
-        paths.append(folder / f"config_{len(paths)}.yaml")
-    return paths
-
-
-def _first_free(
-    parent: Path,
-    name: str,
-    start: int | None = None,
-    is_own: Callable[[Path], bool] = lambda folder: False,
+def _make_first_free(
+    path: Path, start: int | None = None, is_own: Callable[[Path], bool] = lambda folder: False
 ) -> Path:
-    """Make the first of ``name`` (without ``start``), ``name_1``, ... that is not there.
+    """Make the first folder of ``numbered`` that is not there.
 
     Args:
-        parent: Where it is made.
-        name: How its name begins.
+        path: The first.
         start: The first number.
         is_own: Whether one that is there may be taken.
     """
-    number = start
-    while True:
-        folder = parent / (name if number is None else f"{name}_{number}")
+    for folder in numbered(path, start):
         try:
             folder.mkdir(parents=True)  # it settles a race of two runs
         except FileExistsError:
-            if is_own(folder):
-                return folder
-            number = 1 if number is None else number + 1
-        else:
-            return folder
+            if not is_own(folder):
+                continue
+        break
+    return folder

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
-from mip_lightning.utilities.files import check_unchanged, save_whole
+from mip_lightning.utilities.files import check_unchanged, replacing
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -23,8 +24,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         if storage_options is not None or _is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_whole(checkpoint, Path(path))
+        with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
 
     @override
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

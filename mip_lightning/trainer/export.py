@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import replacing
 from mip_lightning.utilities.nested import Inputs, as_arguments, tensors_in
 
 Format: TypeAlias = Literal["state_dict", "torch_export", "onnx"]
@@ -68,9 +69,7 @@ def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Forma
     random = random_like(_several(inputs))
     args, kwargs = as_arguments(random)
     expected = list(tensors_in([network(*args, **kwargs)]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    try:
+    with replacing(path) as unfinished:
         try:
             found = _WRITERS[format](network, args, kwargs, unfinished)
         except RuntimeError as error:
@@ -83,9 +82,6 @@ def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Forma
                 " choose another format"
             ) from error
         check_same_outputs(found, expected, TOLERANCE[format], f"format={format!r}")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _state_dict(

@@ -18,6 +18,7 @@ from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.sweep import LabelledMetric, SeenNaN
 from mip_lightning.diagnostics.cost import PrimaryCost
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import replacing
 
 SelectBy: TypeAlias = Literal["all", "label", "subject"]
 
@@ -318,7 +319,5 @@ def write_selected(
         "checkpoint": ckpt_path,
         **({} if max_flops is None else {"max_flops": max_flops}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -1,6 +1,12 @@
 """Files, numbers, containers and modes: what knows of no other part of the library."""
 
-from mip_lightning.utilities.files import check_unchanged, load_plain, save_whole
+from mip_lightning.utilities.files import (
+    check_unchanged,
+    first_free,
+    load_plain,
+    numbered,
+    replacing,
+)
 from mip_lightning.utilities.finite import first_not_finite, has_nan, trained_weights
 from mip_lightning.utilities.modes import eval_mode, preserve_modes
 from mip_lightning.utilities.nested import Inputs, as_arguments, map_tensors, tensors_in
@@ -14,14 +20,16 @@ __all__ = [
     "check_unchanged",
     "default_dtype",
     "eval_mode",
+    "first_free",
     "first_not_finite",
     "float32_by_default",
     "has_nan",
     "load_plain",
     "map_tensors",
     "norm",
+    "numbered",
     "preserve_modes",
-    "save_whole",
+    "replacing",
     "tensors_in",
     "total_norm",
     "trained_weights",

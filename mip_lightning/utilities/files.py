@@ -1,4 +1,4 @@
-"""Files of plain values that PyTorch writes: whole or not at all, and read only if unchanged."""
+"""Files: written whole or not at all, never over another; checkpoints read only if unchanged."""
 
 import lzma
 import os
@@ -6,6 +6,9 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -99,28 +102,53 @@ def _is_archive(path: str | Path) -> bool:
         return file.read(len(ARCHIVE)) == ARCHIVE
 
 
-def save_whole(content: Any, path: Path) -> None:
-    """``torch.save`` to a file that is there whole, or as it was before.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file that is there whole, or as it was before.
 
     What is unfinished lies beside it, on the same file system, so that it can take the file's place
-    in one step once it is on the disk.
+    in one step once it is on the disk. Where an error is raised, the file stays as it was.
 
     Args:
-        content: What to save.
-        path: The file, replaced if it is there.
+        path: The file, replaced if it is there; its folder is made if it is not.
+
+    Yields:
+        The path to write to, with the same suffix.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished_{path.name}")
     try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield unfinished
+        _flush(unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush(path.parent, os.O_DIRECTORY)
+
+
+def _flush(path: Path, flags: int = 0) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def numbered(path: Path, start: int | None = None) -> Iterator[Path]:
+    """``name.csv``, ``name_1.csv``, ``name_2.csv``, ...
+
+    Args:
+        path: The first.
+        start: The first number; ``None`` for the name as it is, then 1.
+    """
+    if start is None:
+        yield path
+    for number in count(1 if start is None else start):
+        yield path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
+def first_free(path: Path) -> Path:
+    """The first of ``numbered`` that is not there."""
+    return next(candidate for candidate in numbered(path) if not candidate.exists())

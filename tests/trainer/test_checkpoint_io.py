@@ -14,7 +14,7 @@ from torch import nn
 from mip_lightning import HyperModel, ThetaConfig, Uniform, UsageError
 from mip_lightning.tasks import BayesianClassification
 from mip_lightning.trainer._checkpoint_io import WholeCheckpoints
-from mip_lightning.utilities.files import load_plain, save_whole
+from mip_lightning.utilities.files import load_plain
 
 CONTENT = {
     "state_dict": {"a": torch.arange(50.0), "b": torch.arange(12).reshape(3, 4)},
@@ -35,7 +35,7 @@ def is_same(found: object) -> bool:
 
 def test_a_file_with_a_changed_byte_is_refused_or_reads_as_before():
     path = Path("file.ckpt")
-    save_whole(CONTENT, path)
+    WholeCheckpoints().save_checkpoint(CONTENT, path)
     whole = path.read_bytes()
     refused = 0
     for position in range(len(whole)):
@@ -52,8 +52,8 @@ def test_a_file_with_a_changed_byte_is_refused_or_reads_as_before():
 
 def test_a_changed_byte_is_refused_wherever_a_checkpoint_is_read():
     network = nn.Linear(4, 2)
-    save_whole(network.state_dict(), Path("trained.pt"))
-    save_whole({"state_dict": network.state_dict()}, Path("run.ckpt"))
+    WholeCheckpoints().save_checkpoint(network.state_dict(), Path("trained.pt"))
+    WholeCheckpoints().save_checkpoint({"state_dict": network.state_dict()}, Path("run.ckpt"))
     for name in ("trained.pt", "run.ckpt"):
         content = bytearray(Path(name).read_bytes())
         weight = network.weight.detach().numpy().tobytes()
@@ -114,8 +114,9 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_p
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before():
-    save_whole(CONTENT, Path("file.ckpt"))
+    WholeCheckpoints().save_checkpoint(CONTENT, Path("file.ckpt"))
+    cannot_be_pickled = {**CONTENT, "epoch": (x for x in [])}
     with pytest.raises((AttributeError, TypeError)):
-        save_whole({**CONTENT, "epoch": (x for x in [])}, Path("file.ckpt"))  # cannot be pickled
+        WholeCheckpoints().save_checkpoint(cannot_be_pickled, Path("file.ckpt"))
     assert is_same(load_plain("file.ckpt", "ckpt_path"))
     assert [path.name for path in Path().iterdir()] == ["file.ckpt"]

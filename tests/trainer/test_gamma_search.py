@@ -124,7 +124,7 @@ def test_what_is_selected_is_of_the_prior_and_close_to_the_best(
     with torch.no_grad():
         selected = GammaSearch(module, batches, metric, 5, 0.01).select("all")
     write_selected(tmp_path / "gamma.yaml", selected, "all", metric, None)
-    gamma = RequestedGamma(prior, tmp_path / "gamma.yaml").one
+    gamma = RequestedGamma(prior, tmp_path / "gamma.yaml").single
     nearest = min(
         prior.quantile(torch.linspace(0.001, 0.999, 2001).unsqueeze(1)).flatten().tolist(),
         key=lambda value: abs(value - best),
@@ -148,12 +148,12 @@ def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     prior = Uniform(0, 1)
     assert RequestedGamma(prior, 0.3).of_sample("any").tolist() == [[pytest.approx(0.3)]]
     assert RequestedGamma(prior, [0.25, 0.5]).shared.tolist() == [[0.25], [0.5]]
-    assert RequestedGamma(Uniform(0, 1, dim=2), [0.25, 0.5]).one.tolist() == [[0.25, 0.5]]
+    assert RequestedGamma(Uniform(0, 1, dim=2), [0.25, 0.5]).single.tolist() == [[0.25, 0.5]]
     pair = Joint({"a": Uniform(0, 1), "b": Uniform(0, 1)})
-    assert RequestedGamma(pair, {"a": 0.25, "b": 0.5}).one.tolist() == [[0.25, 0.5]]
+    assert RequestedGamma(pair, {"a": 0.25, "b": 0.5}).single.tolist() == [[0.25, 0.5]]
     path = tmp_path / "selected.yaml"
     path.write_text(yaml.safe_dump({"by": "all", "gamma": 0.5}))
-    assert RequestedGamma(prior, str(path)).one.tolist() == [[0.5]]
+    assert RequestedGamma(prior, str(path)).single.tolist() == [[0.5]]
     path.write_text(yaml.safe_dump({"by": "label", "gamma": {"a": 0.5, "b": 0.25, "c": 0.5}}))
     assert RequestedGamma(prior, str(path)).shared.tolist() == [[0.5], [0.25]]
     path.write_text(yaml.safe_dump({"by": "subject", "gamma": {"a": 0.5, "b": 0.25}}))
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_serve_is_refused_by_name(content, says, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match=says):
-        _ = RequestedGamma(Uniform(0, 1), str(path)).one
+        _ = RequestedGamma(Uniform(0, 1), str(path)).single
 
 
 def test_a_subject_for_which_no_gamma_was_selected_is_named(tmp_path):
