@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.timing import Contestant, Row, device, race, report
 from mip_lightning import HyperModel, Uniform
-from mip_lightning.core._minibatch import EvaluationDraws
+from mip_lightning.core._primary_cache import PrimaryCache
 from mip_lightning.networks import ConstantWidthUNet, LeNet
 
 
@@ -50,7 +50,7 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
     batches = [
         torch.rand(case.batch, *case.shape, device=device()) for _ in range(case.num_batches)
     ]
-    grid = model.prior.grid(gammas).to(device())
+    grid = model.prior.grid(gammas)
 
     @torch.no_grad()
     def evaluate(networks: Iterable[nn.Module]) -> None:
@@ -60,17 +60,17 @@ def _contestants(case: Case, gammas: int) -> dict[str, Contestant]:
 
     @torch.no_grad()
     def hypernetwork() -> None:  # as a task's validation goes over batches and gammas
-        draws = EvaluationDraws()
-        draws.start(model)
+        primaries = PrimaryCache(model)
+        primaries.start()
         for batch in batches:
-            for drawn in draws.of(model, grid):
-                drawn.run(model, batch)
+            for primary in primaries(grid):
+                primary(batch)
 
     @torch.no_grad()
     def hypernetwork_each_batch() -> None:
         for batch in batches:
             for gamma in grid.split(1):
-                model.run_at(gamma, batch)
+                model.at(gamma, check=False)(batch)
 
     def materialized() -> Iterable[nn.Module]:
         return (model.materialize(gamma) for gamma in grid.split(1))

@@ -29,12 +29,12 @@ def run(rounds: int = 30, size: int = 28, out: Path | None = None) -> None:
 
     def together(gamma: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)
-        model.run_at(gamma, images).square().mean().backward()
+        model.at(gamma, check=False)(images).square().mean().backward()
 
     def in_a_loop(gamma: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)
         outputs = [
-            model.run_at(draw, part)
+            model.at(draw, check=False)(part)
             for draw, part in zip(gamma, images.chunk(len(gamma)), strict=True)
         ]
         torch.cat(outputs).square().mean().backward()

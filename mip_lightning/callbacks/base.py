@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mip_lightning.callbacks._files import run_folder
 from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.outputs import TrainingBatch
 from mip_lightning.errors import UsageError
 
 
@@ -37,3 +38,10 @@ def hyper_module(pl_module: LightningModule) -> HyperLightningModule:
     """The module, of which ``setup`` has seen that it is one of ours."""
     assert isinstance(pl_module, HyperLightningModule)
     return pl_module
+
+
+def latest_batch(pl_module: LightningModule) -> TrainingBatch:
+    """Gamma and output of the training batch that has just been run."""
+    latest = hyper_module(pl_module).latest
+    assert latest is not None  # hooks that ask are called after a batch
+    return latest

@@ -65,7 +65,7 @@ class CostCurve(HyperCallback):
         """Keep what the primary takes for the first batch."""
         if batch_idx == 0 and writes_files(trainer):
             module = hyper_module(pl_module)
-            (self._inputs, *_) = module.inputs_of(batch, module.test_sweep.grid[:1])
+            (self._inputs, *_) = module.primary_calls(batch, module.evaluation("test").grid[:1])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, write, draw, and say where it is."""
@@ -86,10 +86,12 @@ class CostCurve(HyperCallback):
         rank_zero_info(f"Test metrics against cost: {path} (and .csv)")
 
     def _rows(self, module: HyperLightningModule, inputs: Inputs) -> list[dict[str, Value]]:
-        grid = module.test_sweep.grid.cpu()
+        result = module.evaluation("test").result
+        assert result is not None  # the test has ended
+        grid = result.grid
         cost = PrimaryCost(module.model, inputs)
         flops = [cost.flops(gamma) for gamma in grid]
-        curve = module.curves[self.metric or module.monitored_metric]
+        curve = result.curves[self.metric or module.monitored_metric]
         front = pareto_front(flops, curve.values.tolist(), bool(curve.higher_is_better))
         milliseconds = cost.milliseconds(grid)
         return [
@@ -97,7 +99,7 @@ class CostCurve(HyperCallback):
                 **dict(zip(module.model.prior.names, gamma, strict=True)),
                 FLOPS: flops[index],
                 MILLISECONDS: milliseconds[index],
-                **{name: float(other.values[index]) for name, other in module.curves.items()},
+                **{name: float(other.values[index]) for name, other in result.curves.items()},
                 ON_FRONT: int(front[index]),
             }
             for index, gamma in enumerate(grid.tolist())

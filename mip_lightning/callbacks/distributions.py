@@ -25,7 +25,7 @@ from mip_lightning.diagnostics._style import symbol
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.gamma_argument import fix_gamma
 from mip_lightning.utilities.modes import eval_mode
-from mip_lightning.utilities.nested import as_arguments, tensors_in
+from mip_lightning.utilities.nested import tensors_in
 
 ORDINARY = "ordinary"
 """Name of the network of the same architecture that no hypernetwork predicts."""
@@ -162,19 +162,20 @@ def _collect(
     layers = {name.rpartition(".")[0]: name for name in matrices}
     samples: dict[Panel, dict[int, np.ndarray]] = defaultdict(dict)
     gammas = grid.to(module.device)
-    (inputs, *_) = module.inputs_of(batch, gammas[:1])
+    (call, *_) = module.primary_calls(batch, gammas[:1])
     ordinary = model.original_primary().eval()
     fix_gamma(ordinary, grid[len(grid) // 2])
     for index in (ORDINARY_INDEX, *range(len(grid))):
         network = ordinary if index < 0 else model.primary
         with _outputs(network, layers) as outputs:
             if index < 0:
-                args, kwargs = as_arguments(inputs)
+                args, kwargs = call
                 ordinary(*args, **kwargs)
                 theta: Mapping[str, Tensor] = dict(ordinary.named_parameters())
             else:
-                theta = model.theta(gammas[index])
-                model.run(theta, inputs, grid[index])
+                primary = model.at(grid[index], check=False)
+                theta = primary.theta
+                primary(*call.args, **call.kwargs)
         for layer, name in layers.items():
             samples["weights", layer or name][index] = _pick(theta[name])
             if layer in outputs:

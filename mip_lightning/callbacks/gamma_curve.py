@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder, writes_files
+from mip_lightning.core.evaluation import Curve, EvaluationResult, Stage
 from mip_lightning.core.module import HyperLightningModule
-from mip_lightning.core.sweep import Curve
 from mip_lightning.diagnostics._style import symbol
 from mip_lightning.diagnostics.curves import label_rows, plot_labels
 from mip_lightning.errors import UsageError
@@ -69,8 +69,8 @@ class GammaCurve(Callback):
         if trainer.sanity_checking or not writes_files(trainer):
             return
         if isinstance(pl_module, HyperLightningModule):
-            self._write(trainer, pl_module, pl_module.validation_sweep.grid, "val")
-            self._curves = pl_module.curves
+            self._write(trainer, pl_module, _result(pl_module, "val").grid, "val")
+            self._curves = dict(_result(pl_module, "val").curves)
             is_fit = trainer.state.fn == TrainerFn.FITTING
             if not is_fit or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 self._draw_validation(trainer, pl_module)
@@ -83,14 +83,15 @@ class GammaCurve(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the test curves, and say where they are."""
         if isinstance(pl_module, HyperLightningModule) and writes_files(trainer):
-            grid = pl_module.test_sweep.grid
+            result = _result(pl_module, "test")
+            grid = result.grid
             path = self._write(trainer, pl_module, grid, "test")
             names = pl_module.model.prior.names
-            figure = plot_curves(names, grid.cpu(), pl_module.curves, pl_module.references)
+            figure = plot_curves(names, grid, dict(result.curves), result.references)
             figure.suptitle(r"Test metrics against the hypernetwork input $\gamma$")
             publish_figure(trainer, figure, path.with_suffix(".png"))
             rank_zero_info(f"Test metrics against gamma: {path.with_suffix('.png')} (and .csv)")
-            for name, curve in pl_module.curves.items():
+            for name, curve in result.curves.items():
                 if curve.by_label:
                     self._write_labels(trainer, pl_module, name, curve)
 
@@ -100,7 +101,7 @@ class GammaCurve(Callback):
         about = (
             pl_module.label_names,
             pl_module.model.prior.names,
-            pl_module.test_sweep.grid.cpu(),
+            _result(pl_module, "test").grid,
             name,
             curve,
         )
@@ -113,8 +114,9 @@ class GammaCurve(Callback):
 
     def _draw_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
         assert self._table is not None
-        grid = pl_module.validation_sweep.grid.cpu()
-        figure = plot_curves(pl_module.model.prior.names, grid, self._curves, pl_module.references)
+        result = _result(pl_module, "val")
+        grid = result.grid
+        figure = plot_curves(pl_module.model.prior.names, grid, self._curves, result.references)
         figure.suptitle(f"Validation metrics against gamma at step {trainer.global_step}")
         publish_figure(trainer, figure, self._table.path.with_suffix(".png"))
 
@@ -123,9 +125,9 @@ class GammaCurve(Callback):
         trainer: Trainer,
         pl_module: HyperLightningModule,
         grid: Float[Tensor, "n D"],
-        stage: str,
+        stage: Stage,
     ) -> Path:
-        dimensions, curves = pl_module.model.prior.names, pl_module.curves
+        dimensions, curves = pl_module.model.prior.names, _result(pl_module, stage).curves
         when: dict[str, int] = {}
         if trainer.state.fn == TrainerFn.FITTING:
             when = {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
@@ -189,3 +191,9 @@ def plot_curves(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
+
+
+def _result(module: HyperLightningModule, stage: Stage) -> EvaluationResult:
+    result = module.evaluation(stage).result
+    assert result is not None  # the evaluation has ended
+    return result

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
 from mip_lightning.callbacks._records import MinibatchRecords
-from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.callbacks.base import HyperCallback, hyper_module, latest_batch
 from mip_lightning.diagnostics._style import symbol
 from mip_lightning.diagnostics.gradients import PARTS, GradientNorms
 from mip_lightning.errors import UsageError
@@ -109,7 +109,7 @@ class GradientStats(HyperCallback):
         """Keep the norms for the epoch, and log them where loggers want them."""
         if not self._norms:
             return
-        gamma = hyper_module(pl_module).latest_gamma
+        gamma = latest_batch(pl_module).gamma
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
         self._records.add([*place, *gamma.mean(dim=0).unbind(), *self._norms.values()])
         if trainer.is_last_batch or _is_logged(trainer):

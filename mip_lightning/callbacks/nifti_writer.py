@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from mip_lightning.callbacks._files import legible, run_folder
-from mip_lightning.core._minibatch import Volume
+from mip_lightning.core.outputs import Volume
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import replacing
 

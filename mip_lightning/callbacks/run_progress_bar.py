@@ -41,10 +41,10 @@ def _progress(module: HyperLightningModule) -> dict[str, float]:
 
     Waits for the device. Only rank 0 has a bar, so nothing here may wait for other ranks.
     """
-    output = module.latest_output
-    if output is None:
+    if module.latest is None:
         return {}
-    gammas = module.gamma_by_name(module.latest_gamma)
+    gamma, output = module.latest
+    gammas = module.model.prior.means(gamma)
     report = {name: float(value) for name, value in gammas.items()}
     report["train_loss"] = float(output.loss)
     metric = module.configure_metrics().get(module.monitored_metric)

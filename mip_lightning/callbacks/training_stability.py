@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks._records import MinibatchRecords
-from mip_lightning.callbacks.base import HyperCallback, hyper_module
+from mip_lightning.callbacks.base import HyperCallback, hyper_module, latest_batch
 from mip_lightning.core._checkpointing import way_out
 from mip_lightning.errors import NonFiniteError, UsageError
 from mip_lightning.utilities.norms import total_norm
@@ -131,7 +131,7 @@ class TrainingStability(HyperCallback):
         gradients = [p.grad for p in self._watched if p.grad is not None]
         self._gradient = total_norm(gradients) if gradients else 0.0
         if self.on_non_finite == "skip":
-            loss = hyper_module(pl_module).latest_loss
+            loss = latest_batch(pl_module).output.loss
             finite = math.isfinite(self._gradient) and math.isfinite(loss)
             if not trainer.strategy.reduce_boolean_decision(finite, all=True):
                 for parameter in pl_module.parameters():
@@ -146,10 +146,9 @@ class TrainingStability(HyperCallback):
         batch_idx: int,
     ) -> None:
         """Keep the loss, and look at those kept every N steps."""
-        module = hyper_module(pl_module)
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
-        gamma = module.latest_gamma.mean(dim=0).unbind()
-        self._records.add([*place, *gamma, module.latest_loss, self._gradient])
+        gamma = latest_batch(pl_module).gamma.mean(dim=0).unbind()
+        self._records.add([*place, *gamma, latest_batch(pl_module).output.loss, self._gradient])
         self._gradient = 0.0
         self._since_flush += 1
         if self._since_flush == self._flush_after:

@@ -1,16 +1,27 @@
-"""HyperLightningModule: training at drawn gamma, evaluation over a grid of gamma."""
+"""HyperLightningModule: training at sampled gamma, evaluation over a grid of gamma."""
 
-from mip_lightning.core._minibatch import StepOutput, Volume
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
+from mip_lightning.core.batches import batch_size, take_samples
+from mip_lightning.core.evaluation import (
+    Curve,
+    Evaluation,
+    EvaluationResult,
+    GammaMetrics,
+    Stage,
+)
+from mip_lightning.core.metrics import LabelledMetric, NaNAware, SeenNaN
+from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.core.outputs import StepOutput, TrainingBatch, Volume
 from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.core.requested_gamma import GammaRequest, RequestedGamma
-from mip_lightning.core.sweep import Curve, GammaSweep, LabelledMetric, NaNAware, SeenNaN
+from mip_lightning.core.without_logging import without_logging
 
 __all__ = [
     "Curve",
     "DrawsPerBatch",
+    "Evaluation",
+    "EvaluationResult",
+    "GammaMetrics",
     "GammaRequest",
-    "GammaSweep",
     "GroupOptions",
     "HyperLightningModule",
     "LabelledMetric",
@@ -19,5 +30,9 @@ __all__ = [
     "SeenNaN",
     "Stage",
     "StepOutput",
+    "TrainingBatch",
     "Volume",
+    "batch_size",
+    "take_samples",
+    "without_logging",
 ]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import DistributedSampler
 
-from mip_lightning.core._minibatch import batch_size, take_samples
+from mip_lightning.core.batches import batch_size, take_samples
 
 
 class EvaluatedSamples:

@@ -1,11 +1,11 @@
 """The hyperparameters that a checkpoint keeps: plain values, for it loads with ``weights_only``."""
 
-import warnings
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import collect_init_args
 
 
 class _GivenHyperparameters(HyperparametersMixin):
@@ -20,7 +20,8 @@ def save_plain_hyperparameters(module: LightningModule, constructor: FrameType) 
     """Save the arguments of a module's constructor, as far as they are plain values.
 
     The command line gives parsed, plain values for all of them. From Python come objects too, with
-    which a checkpoint would not load with ``weights_only=True``.
+    which a checkpoint would not load with ``weights_only=True``; Lightning would also copy them, a
+    large primary with its weights.
 
     Args:
         module: The module.
@@ -29,13 +30,11 @@ def save_plain_hyperparameters(module: LightningModule, constructor: FrameType) 
     if "_instantiator" in _GivenHyperparameters().hparams:
         module.save_hyperparameters(frame=constructor)
         return
-    with warnings.catch_warnings():
-        # Lightning says of modules that they had better be left out, as they are here.
-        warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
-        module.save_hyperparameters(frame=constructor)
-    for name in [name for name, value in module.hparams.items() if not _is_plain(value)]:
-        del module.hparams[name]
-    module.save_hyperparameters(dict(module.hparams))  # loggers get these
+    arguments: dict[str, Any] = {}
+    for of_one_class in collect_init_args(constructor, [], classes=(HyperparametersMixin,)):
+        arguments.update(of_one_class)
+    objects = [name for name, value in arguments.items() if not _is_plain(value)]
+    module.save_hyperparameters(ignore=objects, frame=constructor)
 
 
 def _is_plain(value: Any) -> bool:

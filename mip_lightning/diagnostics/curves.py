@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mip_lightning.core.sweep import Curve
+from mip_lightning.core.evaluation import Curve
 from mip_lightning.diagnostics._style import symbol
 from mip_lightning.utilities.files import Value
 

@@ -66,7 +66,9 @@ def weight_statistics(model: HyperModel, grid: Float[Tensor, "n D"]) -> dict[str
     """Statistics of the predicted weights, for ``all`` and for each predicted tensor."""
     found: dict[str, list[Tensor]] = defaultdict(list)
     for gamma in grid:
-        theta = {name: at_least_float32(t) for name, t in model.theta(gamma).items()}
+        theta = {
+            name: at_least_float32(t) for name, t in model.at(gamma, check=False).theta.items()
+        }
         everything = torch.cat([tensor.flatten() for tensor in theta.values()])
         for name, tensor in {ALL: everything, **theta}.items():
             found[name].append(torch.stack([tensor.std(correction=0), tensor.mean(), norm(tensor)]))

@@ -14,6 +14,7 @@ from mip_lightning.hypernetworks.gamma_argument import GammaArgument, fix_gamma
 from mip_lightning.hypernetworks.heads import ChunkedHead, DenseHead, Head, HeadType, LowRankHead
 from mip_lightning.hypernetworks.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetworks.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.hypernetworks.selection import (
     All,
     ByName,
@@ -47,6 +48,7 @@ __all__ = [
     "JointEncoding",
     "L2Encoding",
     "LowRankHead",
+    "PrimaryAtGamma",
     "Selection",
     "Summary",
     "ThetaConfig",

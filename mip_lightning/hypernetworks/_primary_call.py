@@ -17,8 +17,6 @@ from mip_lightning.hypernetworks._batching import join_draws, pick_draw, split_d
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
 from mip_lightning.hypernetworks.gamma_argument import GammaArgument
 from mip_lightning.utilities.nested import (
-    Inputs,
-    as_arguments,
     holds_only_tensors,
     map_tensors,
     tensors_in,
@@ -62,15 +60,16 @@ class PrimaryCall:
     def __call__(
         self,
         theta: Mapping[str, Tensor],
-        inputs: Inputs,
-        gamma: Float[Tensor, "*K D"] | None = None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        gamma: Float[Tensor, "K D"] | None,
     ) -> Any:
         """Call it.
 
         Args:
             theta: Name to ``(*shape)`` or ``(K, *shape)``.
-            inputs: A tensor ``(B, ...)``, or a tuple of positional or a mapping of keyword
-                arguments; for K draws, each tensor in it is split into K groups.
+            args: Positional arguments; for K draws, each tensor in them is split into K groups.
+            kwargs: Keyword arguments, likewise.
             gamma: What theta was predicted at, for a primary that asks for it.
 
         Returns:
@@ -82,12 +81,11 @@ class PrimaryCall:
                 takes them, inputs or outputs hold what cannot be split or joined, or the primary
                 asks for a gamma that is not given.
         """
-        args, kwargs = as_arguments(inputs)
         name, first = next(iter(theta.items()))
         if first.ndim == len(self.layout.shapes[name]):
-            gamma = gamma[0] if gamma is not None and gamma.ndim == 2 else gamma
+            own_gamma = None if gamma is None else gamma[0]
             return self._replica_call(
-                theta, args, self._gamma_argument.merge_into(args, kwargs, gamma)
+                theta, args, self._gamma_argument.merge_into(args, kwargs, own_gamma)
             )
         num_draws = len(first)
         num_samples = next((len(t) for t in tensors_in((args, kwargs)) if t.ndim), None)
@@ -157,8 +155,10 @@ class PrimaryCall:
 
     def bound(
         self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None
-    ) -> Callable[[Inputs], Any]:
+    ) -> Callable[..., Any]:
         """The call with the weights of one gamma, to be made several times while the mode stays.
+
+        The time that a call takes to put the weights in place is spent once.
 
         Args:
             theta: Name to ``(*shape)``.
@@ -167,8 +167,7 @@ class PrimaryCall:
         network = self._replica_call.bound(theta)
         own_gamma = None if gamma is None else gamma[0]
 
-        def call(inputs: Inputs) -> Any:
-            args, kwargs = as_arguments(inputs)
+        def call(*args: Any, **kwargs: Any) -> Any:
             return network(*args, **self._gamma_argument.merge_into(args, kwargs, own_gamma))
 
         return call

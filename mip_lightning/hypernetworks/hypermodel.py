@@ -5,7 +5,6 @@ parameters; the formulations differ only in the encoding E and in how theta0 sta
 """
 
 import copy
-from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -29,11 +28,12 @@ from mip_lightning.hypernetworks.encodings import (
 )
 from mip_lightning.hypernetworks.gamma_argument import fix_gamma
 from mip_lightning.hypernetworks.hypernetwork import Hypernetwork, HypernetworkConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.hypernetworks.selection import as_selection
 from mip_lightning.hypernetworks.summary import Summary, summarize
 from mip_lightning.hypernetworks.theta import ThetaConfig, load_pretrained
 from mip_lightning.priors import Gamma, Prior
-from mip_lightning.utilities.nested import Inputs
+from mip_lightning.utilities.nested import Inputs, as_arguments
 
 Formulation: TypeAlias = Literal["default", "input", "output", "mip"]
 """The paper's ablation: neither change, the input encoding, the output encoding, or both."""
@@ -78,6 +78,7 @@ class HyperModel(nn.Module):
         model = HyperModel(resnet18(), prior=Uniform(0, 1))
         y = model(x, gamma=torch.tensor([0.3]))         # one set of weights
         y = model(x, gamma=torch.rand(len(x), 1))       # one gamma a sample
+        at = model.at(0.3)                              # the same for several calls: at(x)
         net = model.materialize(0.3)                    # an ordinary resnet18
     """
 
@@ -144,65 +145,48 @@ class HyperModel(nn.Module):
         return summarize(self.primary, self.layout, self.hypernetwork)
 
     def forward(self, inputs: Inputs, gamma: Gamma) -> Any:
-        """Run the primary with the weights predicted at gamma.
-
-        Values of gamma are checked, which waits for the device that holds them. Code compiled
-        by ``torch.compile`` does not look at values: check them first with ``prior.check``.
+        """Run the primary with the weights predicted at gamma, as ``at(gamma)`` does.
 
         Args:
             inputs: A tensor ``(B, ...)``, or a tuple of positional or a mapping of keyword
                 arguments of the primary.
-            gamma: Shape ``(D,)``, or ``(K, D)`` where K divides B; sample i then uses draw
-                ``i // (B / K)``.
+            gamma: As in ``at``; K divides B.
 
-        Returns:
-            What the primary returns, for all B samples. The tensors that K draws return are joined
-            along their first dimension; those without dimensions become one of shape ``(K,)``.
+        Raises:
+            UsageError: As ``at`` and a call of what it gives.
+        """
+        args, kwargs = as_arguments(inputs)
+        return self.at(gamma)(*args, **kwargs)
+
+    def at(self, gamma: Gamma, *, check: bool = True) -> PrimaryAtGamma:
+        """The primary with the weights predicted at gamma: call it, or look at its ``theta``.
+
+        Args:
+            gamma: A number (D = 1), shape ``(D,)``, or ``(K, D)`` for K draws.
+            check: Whether to look at the values of gamma, which waits for the device that holds
+                them. Values that the prior has sampled need no look, so that a training step never
+                waits. Code compiled by ``torch.compile`` does not look: call ``prior.check`` first.
 
         Raises:
             UsageError: If gamma has another shape, is not finite, or lies outside the prior's
-                support, or for K draws as in ``run``.
+                support.
         """
         draws = self.prior.as_draws(gamma)
-        if not torch.compiler.is_compiling():
+        if check and not torch.compiler.is_compiling():
             draws = self.prior.check_values(draws)
-        # A primary that asks for gamma computes sizes of it, by numbers on the CPU.
-        raw = draws.cpu() if self.asks_for_gamma else draws
-        return self.run(self.theta_at(draws), inputs, raw)
+        is_one = getattr(gamma, "ndim", 0) != 2
+        device = next(self.hypernetwork.parameters()).device
+        return PrimaryAtGamma(draws, device, self._predict, self._primary_call, is_one)
 
-    def run_at(self, gamma: Float[Tensor, "*K D"], inputs: Inputs) -> Any:
-        """As ``forward``, without a look at the values of gamma, so that no device is waited for.
-
-        Args:
-            gamma: Shape ``(D,)`` or ``(K, D)``.
-            inputs: As in ``forward``.
-        """
-        return self.run(self.theta_at(gamma), inputs, gamma)
-
-    def theta_at(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
-        """As ``theta``, but in the primary's own shapes for one draw of shape ``(1, D)`` too.
-
-        Args:
-            gamma: Shape ``(D,)`` or ``(K, D)``.
-        """
-        return self.theta(gamma[0] if gamma.ndim == 2 and len(gamma) == 1 else gamma)
-
-    def theta(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
-        """Predict the primary weights, without a look at the values of gamma.
+    def _predict(self, gamma: Float[Tensor, "*K D"]) -> dict[str, Tensor]:
+        """Predict the primary weights: name to ``(*shape)``, or to ``(K, *shape)``.
 
         They are formed in float32 under autocast too, for theta0 would lose in half precision
         what small predicted changes add to it. Gamma is encoded in float32 even where the weights
         are in half precision: there 0.999 is 1, and of 300 categories some are taken for others.
-
-        Args:
-            gamma: Shape ``(D,)`` or ``(K, D)``.
-
-        Returns:
-            Name to ``(*shape)`` for gamma of shape ``(D,)``, to ``(K, *shape)`` for ``(K, D)``.
         """
         reference = next(self.hypernetwork.parameters())
-        dtype = torch.promote_types(reference.dtype, torch.float32)
-        gamma = gamma.to(reference.device, dtype, non_blocking=True)
+        gamma = gamma.to(torch.promote_types(reference.dtype, torch.float32))
         with torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
@@ -212,47 +196,6 @@ class HyperModel(nn.Module):
                 for name, part in parts.items()
             }
             return theta if self.weight_norm is None else self.weight_norm(theta)
-
-    def run(
-        self,
-        theta: Mapping[str, Tensor],
-        inputs: Inputs,
-        gamma: Float[Tensor, "*K D"] | None = None,
-    ) -> Any:
-        """Run the primary with given weights.
-
-        Args:
-            theta: Name to ``(*shape)`` or ``(K, *shape)``, as ``theta`` gives it.
-            inputs: As in ``forward``; for K draws, each tensor in it is split into K groups.
-            gamma: What theta was predicted at, for a primary whose ``forward`` has an argument of
-                this name: it gets the draw of shape ``(D,)``, on the device on which it is given.
-
-        Returns:
-            What the primary returns, for all samples, as from ``forward``.
-
-        Raises:
-            UsageError: If K does not divide the number of samples, each has a gamma of its own
-                and a layer in training normalizes over samples, samples may not lie where a layer
-                takes them, inputs or outputs hold what cannot be split or joined, or the primary
-                asks for a gamma that is not given.
-        """
-        return self._primary_call(theta, inputs, gamma)
-
-    def bound(
-        self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None = None
-    ) -> Callable[[Inputs], Any]:
-        """The primary with the weights of one gamma, to be run several times.
-
-        The time that ``run`` takes at each call to put the weights in place is spent once.
-
-        Args:
-            theta: Name to ``(*shape)``, as ``theta_at`` gives it.
-            gamma: As in ``run``.
-
-        Returns:
-            A function of the inputs, which holds while training or evaluation mode stays.
-        """
-        return self._primary_call.bound(theta, gamma)
 
     @torch.no_grad()
     def materialize(self, gamma: Gamma) -> nn.Module:
@@ -268,15 +211,15 @@ class HyperModel(nn.Module):
         Raises:
             UsageError: If gamma is not one valid value.
         """
-        gamma = self.prior.check(gamma)
-        if len(gamma) != 1:
-            raise UsageError(f"gamma holds {len(gamma)} draws: materialize takes one")
+        draws = self.prior.check(gamma)
+        if len(draws) != 1:
+            raise UsageError(f"gamma holds {len(draws)} draws: materialize takes one")
         network = _copied(self.primary)
-        theta = self.theta(gamma[0])
+        theta = self.at(draws[0], check=False).theta
         parameters = dict(network.named_parameters())
         for name, value in theta.items():
             parameters[name].copy_(value)
-        fix_gamma(network, gamma[0])
+        fix_gamma(network, draws[0])
         return network
 
     @torch.no_grad()

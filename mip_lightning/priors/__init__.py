@@ -4,7 +4,7 @@ A prior knows its support. It draws gamma for training, gives the grid over whic
 sweeps, maps gamma to [0, 1] for the input encoding, and checks a gamma that a user gives.
 """
 
-from mip_lightning.priors.base import Gamma, Prior, format_gamma
+from mip_lightning.priors.base import Gamma, Prior, format_gamma, sample_of_batch
 from mip_lightning.priors.composed import EndPointOversampling, Joint, Stratified
 from mip_lightning.priors.continuous import (
     LogOddsUniform,
@@ -29,4 +29,5 @@ __all__ = [
     "Uniform",
     "Values",
     "format_gamma",
+    "sample_of_batch",
 ]

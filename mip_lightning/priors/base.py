@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -138,6 +139,10 @@ class Prior(ABC):
             )
         return gamma
 
+    def means(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
+        """The mean of gamma over draws and dimensions, by the name under which it is logged."""
+        return {"gamma": gamma.mean()}
+
     def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
         """Gamma brought to the support, by a prior that is asked to."""
         return gamma
@@ -173,3 +178,16 @@ def format_gamma(gamma: Float[Tensor, " D"], between: str = "_") -> str:
         between: What stands between its dimensions.
     """
     return between.join(f"{value:.6g}" for value in gamma.tolist())
+
+
+def sample_of_batch(prior: Prior, num_draws: int, place: Sequence[int]) -> Float[Tensor, "K D"]:
+    """Sample gamma for one batch, by its place in the stream of gamma alone.
+
+    Args:
+        prior: The prior.
+        num_draws: K.
+        place: Whole numbers that tell the batch from all others: seed, epoch, index, rank.
+    """
+    (seed,) = np.random.SeedSequence(place).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(seed))
+    return prior.sample(num_draws, generator)

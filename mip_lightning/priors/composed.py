@@ -119,6 +119,11 @@ class Joint(Prior):
             dimension -= prior.dim
         raise IndexError(dimension)
 
+    def means(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
+        """The mean of each hyperparameter."""
+        means = gamma.mean(dim=0)
+        return {f"gamma/{name}": mean for name, mean in zip(self.names, means, strict=True)}
+
     def split(self, gamma: Float[Tensor, "K D"]) -> list[Tensor]:
         """The part of each prior, ``(K, d)``."""
         return list(gamma.split([prior.dim for prior in self.priors.values()], dim=1))
@@ -181,6 +186,10 @@ class _PriorWrapper(Prior):
     def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
         """As the prior inside."""
         return self.prior.clamped(gamma)
+
+    def means(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
+        """As the prior inside."""
+        return self.prior.means(gamma)
 
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
         """As the prior inside."""

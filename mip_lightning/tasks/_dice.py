@@ -7,7 +7,7 @@ from jaxtyping import Float, Integer
 from monai.metrics import compute_dice
 from torch import Tensor
 
-from mip_lightning.core.sweep import LabelledMetric
+from mip_lightning.core.metrics import LabelledMetric
 from mip_lightning.utilities.precision import float32_by_default
 
 NUM_LABELS = 256

@@ -1,7 +1,7 @@
 """Which gamma is best on the validation data: for all of it, for each label, for each subject."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -11,19 +11,18 @@ import yaml
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from mip_lightning.core._minibatch import DrawnGamma, StepOutput, batch_size, take_samples
+from mip_lightning.core.batches import batch_size, take_samples
+from mip_lightning.core.evaluation import LOSS, Curve, GammaMetrics
+from mip_lightning.core.metrics import LabelledMetric
 from mip_lightning.core.module import HyperLightningModule
-from mip_lightning.core.sweep import LabelledMetric, SeenNaN
+from mip_lightning.core.outputs import StepOutput
+from mip_lightning.core.without_logging import without_logging
 from mip_lightning.diagnostics.cost import PrimaryCost
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import replacing
 
 SelectBy: TypeAlias = Literal["all", "label", "subject"]
-
-LOSS = "loss"
-"""The name of the loss among the metrics."""
 
 
 class Selected(NamedTuple):
@@ -97,8 +96,8 @@ class FlopsBudget:
     def __init__(
         self, model: HyperLightningModule, batch: Any, max_flops: float, grid: Sequence[float]
     ) -> None:
-        (inputs, *_) = model.inputs_of(batch, torch.tensor([[grid[0]]], device=model.device))
-        self._cost = PrimaryCost(model.model, inputs)
+        (call, *_) = model.primary_calls(batch, torch.tensor([[grid[0]]]))
+        self._cost = PrimaryCost(model.model, call)
         self.max_flops = max_flops
         cheapest = min(map(self.flops, grid))
         if not cheapest <= max_flops:
@@ -197,7 +196,7 @@ class GammaSearch:
                 self.report(
                     f"{self.metric} at gamma = {gamma:.4f} (number {len(self._values) + 1})"
                 )
-                draw = torch.tensor([[gamma]], device=self.model.device)
+                draw = torch.tensor([[gamma]])
                 self._values[gamma] = measure(draw) if self.allowed(gamma) else {}
             return self._values[gamma]
 
@@ -225,68 +224,54 @@ class GammaSearch:
         return selected
 
     def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
-        metric, nans = self._metric(), SeenNaN().to(self.model.device)
-        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
-            nans.update(output.has_nan())
-            if self.metric == LOSS:
-                metric.update(output.loss.expand(batch_size(batch)))
-            else:
-                metric.update(output.prediction, output.target)
-        is_number = self.metric == LOSS or not nans.compute()
-        return {"all": float(metric.compute()) if is_number else math.nan}
+        return {"all": float(self._curve(gamma).values)}
 
     def _by_label(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
-        metric = self._metric()
-        if not isinstance(metric, LabelledMetric):
+        metrics = self.model.configure_metrics()
+        if not isinstance(metrics.get(self.metric), LabelledMetric):
             raise UsageError(f"by='label': the metric {self.metric!r} does not tell labels apart")
-        nans = SeenNaN().to(self.model.device)
-        for output in self._outputs(gamma):
-            nans.update(output.has_nan())
-            metric.update(output.prediction, output.target)
-        if nans.compute():
-            return {}
         names = self.model.label_names
-        return {
-            names.get(label, str(label)): float(value)
-            for label, value in metric.compute_by_label().items()
-        }
+        by_label = self._curve(gamma).by_label
+        return {names.get(label, str(label)): float(value) for label, value in by_label.items()}
 
     def _by_subject(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         if self.metric == LOSS:
             raise UsageError("by='subject': the loss is that of batches; choose a metric")
         values = {}
-        for batch, output in zip(self.batches, self._outputs(gamma), strict=True):
+        for batch, output in zip(self.batches, self._outputs(gamma, self.batches), strict=True):
             size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
                 which = slice(index, index + 1)
                 self._samples[name] = take_samples(batch, which, size)
                 parts = (take_samples(part, which, size) for part in output[1:])
-                values[name] = self._value(StepOutput(output.loss, *parts))
+                values[name] = float(self._metric([(StepOutput(output.loss, *parts), 1)]).values)
         return values
 
     def _of_subject(self, name: str, gamma: float) -> float:
         """The metric of one subject, at a gamma at which no other one needs it."""
-        draw = DrawnGamma(torch.tensor([[gamma]], device=self.model.device))
-        with self.model.without_logging():
-            output = self.model.evaluate_at(self._samples[name], draw)
-        return self._value(output)
+        (output,) = self._outputs(torch.tensor([[gamma]]), [self._samples[name]])
+        return float(self._metric([(output, 1)]).values)
 
-    def _value(self, output: StepOutput) -> float:
-        """The metric of one sample."""
-        metric = self._metric()
-        metric.update(output.prediction, output.target)
-        return math.nan if output.has_nan() else float(metric.compute())
+    def _curve(self, gamma: Float[Tensor, "1 D"]) -> Curve:
+        """The metric of all batches at one gamma."""
+        sizes = map(batch_size, self.batches)
+        return self._metric(zip(self._outputs(gamma, self.batches), sizes, strict=True))
 
-    def _metric(self) -> Any:
-        if self.metric == LOSS:
-            return MeanMetric(nan_strategy="disable").to(self.model.device)
-        return self.model.configure_metrics()[self.metric].to(self.model.device)
+    def _metric(self, outputs: Iterable[tuple[StepOutput, int]]) -> Curve:
+        """The metric of outputs, each of so many samples: one point of a curve."""
+        metrics = GammaMetrics(
+            {n: m for n, m in self.model.configure_metrics().items() if n == self.metric}
+        )
+        metrics.reset(self.model.device)
+        for output, size in outputs:
+            metrics.update(output, size)
+        return metrics.compute()[self.metric]
 
-    def _outputs(self, gamma: Float[Tensor, "1 D"]) -> Iterable[StepOutput]:
-        drawn = DrawnGamma(gamma)
-        for batch in self.batches:
-            with self.model.without_logging():
-                output = self.model.evaluate_at(batch, drawn)
+    def _outputs(self, gamma: Float[Tensor, "1 D"], batches: Sequence[Any]) -> Iterator[StepOutput]:
+        primary = self.model.model.at(gamma, check=False)
+        for batch in batches:
+            with without_logging(self.model):
+                output = self.model.step_output(batch, primary)
             yield output
 
 

@@ -247,7 +247,8 @@ class HyperTrainer(Trainer):
         network = model.model.materialize(draws).eval()
         random = random_like(next(_inputs(model, datamodule, draws)))
         args, kwargs = as_arguments(random)
-        outputs = (network(*args, **kwargs), model.model.run_at(draws, random))
+        at_gamma = model.model.at(draws, check=False)
+        outputs = (network(*args, **kwargs), at_gamma(*args, **kwargs))
         found, expected = (list(tensors_in([output])) for output in outputs)
         check_same_outputs(found, expected, PARITY, f"gamma={draw.tolist()}")
         if recalibrate:
@@ -281,7 +282,7 @@ def _inputs(
 ) -> Iterator[Inputs]:
     """What the task gives the primary for each training batch."""
     for batch in datamodule.train_dataloader():
-        yield from model.inputs_of(batch, gamma)
+        yield from model.primary_calls(batch, gamma)
 
 
 # The command is called as commands are; Lightning looks its method up by the command's name.

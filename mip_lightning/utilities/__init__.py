@@ -9,11 +9,12 @@ from mip_lightning.utilities.files import (
 )
 from mip_lightning.utilities.finite import first_not_finite, has_nan, trained_weights
 from mip_lightning.utilities.modes import eval_mode, preserve_modes
-from mip_lightning.utilities.nested import Inputs, as_arguments, map_tensors, tensors_in
+from mip_lightning.utilities.nested import Arguments, Inputs, as_arguments, map_tensors, tensors_in
 from mip_lightning.utilities.norms import norm, total_norm
 from mip_lightning.utilities.precision import at_least_float32, default_dtype, float32_by_default
 
 __all__ = [
+    "Arguments",
     "Inputs",
     "as_arguments",
     "at_least_float32",

@@ -34,11 +34,25 @@ _WHOLE = (Tensor, *_PLAIN, *_CODE)
 """What is not a container."""
 
 
-def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+class Arguments(NamedTuple):
+    """The arguments of one call of a network.
+
+    Attributes:
+        args: By position.
+        kwargs: By keyword.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_arguments(inputs: Inputs) -> Arguments:
     """Positional and keyword arguments of the primary."""
+    if isinstance(inputs, Arguments):
+        return inputs
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+        return Arguments((), dict(inputs))
+    return Arguments(inputs if isinstance(inputs, tuple) else (inputs,), {})
 
 
 class Container(NamedTuple):

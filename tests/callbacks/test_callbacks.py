@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mip_lightning import HyperModel, Joint, Normal, Uniform, UsageError
 from mip_lightning.callbacks import GammaCurve, PredictedWeightStats, PredictionWriter
 from mip_lightning.callbacks._files import StepTable
-from mip_lightning.core.sweep import Curve, GammaSweep
+from mip_lightning.core import Curve, Evaluation, EvaluationResult
 from mip_lightning.diagnostics.curves import label_rows
 from mip_lightning.diagnostics.weights import (
     along_axis,
@@ -65,7 +65,7 @@ def test_statistics_are_those_of_all_elements_together_and_of_each_tensor():
     found = weight_statistics(model, grid)
     assert list(found) == ["all", "weight", "bias"]
     for i, gamma in enumerate(grid):
-        theta = {name: t.detach().numpy().ravel() for name, t in model.theta(gamma).items()}
+        theta = {name: t.detach().numpy().ravel() for name, t in model.at(gamma).theta.items()}
         theta["all"] = np.concatenate(list(theta.values()))
         for name, values in theta.items():
             assert found[name].std[i] == pytest.approx(values.std(), rel=1e-5)
@@ -95,7 +95,7 @@ def test_several_dimensions_are_recorded_along_each_at_the_start_and_the_end():
 
 def test_stats_are_recorded_every_n_steps_and_nothing_is_computed_on_the_others(monkeypatch):
     computed = []
-    monkeypatch.setattr(HyperModel, "theta", counted(HyperModel.theta, computed))
+    monkeypatch.setattr(HyperModel, "_predict", counted(HyperModel._predict, computed))
     callback = PredictedWeightStats(grid_size=2, every_n_epochs=0, every_n_steps=4)
     t = trainer(max_epochs=3, callbacks=[callback], default_root_dir="out", limit_val_batches=0)
     t.fit(bayesian_task(), image_loader(), image_loader())
@@ -213,7 +213,7 @@ def test_the_test_curve_holds_what_the_module_measured():
     )
     recorded = rows("out/test_gamma_curve.csv")
     assert [float(r["gamma"]) for r in recorded] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    expected = task.curves["accuracy"].values.tolist()
+    expected = task.evaluation("test").result.curves["accuracy"].values.tolist()
     assert [float(r["accuracy"]) for r in recorded] == pytest.approx(expected)
 
 
@@ -228,7 +228,13 @@ def test_the_best_gamma_of_each_metric_with_a_better_end_is_marked(monkeypatch):
         "missing": Curve(torch.tensor([NAN, NAN, NAN]), True),
         "error": Curve(torch.tensor([NAN, 0.2, 0.1]), False),
     }
-    monkeypatch.setattr(GammaSweep, "compute", lambda sweep: curves)
+    result = EvaluationResult("test", ("gamma",), Uniform(0, 1).grid(3), curves)
+
+    def finish(evaluation, label_names):
+        evaluation.result = result
+        return result
+
+    monkeypatch.setattr(Evaluation, "finish", finish)
     task = bayesian_task(test_grid_size=3)
     trainer(callbacks=[GammaCurve()], default_root_dir="out").test(
         task, image_loader(), verbose=False

@@ -46,8 +46,8 @@ def test_a_frozen_normalization_stays_frozen_and_a_second_fit_has_a_file_of_its_
     class Logging(LossAlone):
         """What its loss logs belongs to no step when the callback calls it."""
 
-        def loss(self, batch, gamma):
-            loss = super().loss(batch, gamma)
+        def loss(self, batch, primary):
+            loss = super().loss(batch, primary)
             self.log("part", loss)
             return loss
 
@@ -114,7 +114,7 @@ def test_densities_are_those_of_scipy_and_a_constant_has_none():
 
 def test_densities_are_recorded_before_the_first_step_and_at_the_end():
     initial = bayesian_task()
-    expected = initial.model.theta(torch.tensor([1.0]))["layers.1.weight"].detach()
+    expected = initial.model.at(torch.tensor([1.0])).theta["layers.1.weight"].detach()
     t = trainer(max_epochs=2, callbacks=[Distributions(num_gammas=3)], default_root_dir="out")
     t.fit(initial, image_loader(), image_loader())
     recorded = rows("out/distributions.csv")

@@ -39,10 +39,12 @@ def test_norms_are_those_of_the_gradients_that_autograd_forms(head, draws):
     model, x = HyperModel(LeNet(), Uniform(), hypernetwork=config), torch.rand(6, 1, 8, 8)
     theta = {}
     with GradientNorms(model) as watch:
-        theta = model.theta(torch.rand(draws, 1))
+        gamma = torch.rand(draws, 1)
+        primary = model.at(gamma if draws > 1 else gamma[0])
+        theta = primary.theta
         for tensor in theta.values():
             tensor.retain_grad()
-        model.run(theta, x).square().mean().backward()
+        primary(x).square().mean().backward()
     found = {name: value.item() for name, value in watch.norms().items()}
     head_parameters = list(model.hypernetwork.head.parameters())
     assert found == pytest.approx(
@@ -97,12 +99,13 @@ class Remember(Callback):
         self.expected: list[float] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        theta = pl_module.model.theta(pl_module.latest_gamma[0])
+        primary = pl_module.model.at(pl_module.latest.gamma[0])
+        theta = primary.theta
         for tensor in theta.values():
             tensor.retain_grad()
         noisy, clean = batch
-        prediction = pl_module.model.run(theta, noisy)
-        target = clean * pl_module.latest_gamma.mean()
+        prediction = primary(noisy)
+        target = clean * pl_module.latest.gamma.mean()
         nn.functional.mse_loss(prediction, target).backward()
         self.expected.append(norm(t.grad for t in theta.values()))
         pl_module.zero_grad()
@@ -310,11 +313,12 @@ def test_statistics_over_ranks_are_those_of_one_process_that_sees_all_minibatche
     for row in recorded:
         rank, batch, epoch = int(row["rank"]), int(row["batch"]), int(row["epoch"])
         gamma = torch.tensor([float(row["gamma"])])
-        theta = model.model.theta(gamma)
+        primary = model.model.at(gamma)
+        theta = primary.theta
         for tensor in theta.values():
             tensor.retain_grad()
         data = batches[rank][epoch, batch]
-        nn.functional.mse_loss(model.model.run(theta, data), data * gamma).backward()
+        nn.functional.mse_loss(primary(data), data * gamma).backward()
         expected[epoch].append(norm(tensor.grad for tensor in theta.values()))
         assert float(row["theta"]) == pytest.approx(expected[epoch][-1], rel=1e-5)
     for row in rows(folder / "gradient_stats.csv"):

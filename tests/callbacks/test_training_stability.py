@@ -134,10 +134,10 @@ from mip_lightning.callbacks import TrainingStability
 from helpers import Disturbed, loader
 
 class OnOneRank(Disturbed):
-    def loss(self, batch, gamma):
+    def loss(self, batch, primary):
         if self.global_rank == 0:
             self.disturbances = {}
-        return super().loss(batch, gamma)
+        return super().loss(batch, primary)
 
 if __name__ == "__main__":
     seed_everything(0)

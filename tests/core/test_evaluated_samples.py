@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
+from mip_lightning.core import take_samples
 from mip_lightning.core._evaluated_samples import EvaluatedSamples
-from mip_lightning.core._minibatch import take_samples
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -19,7 +19,7 @@ from mip_lightning import (
     UsageError,
 )
 from mip_lightning.callbacks.run_progress_bar import _progress
-from mip_lightning.core._minibatch import batch_size
+from mip_lightning.core import TrainingBatch, batch_size, without_logging
 
 
 class Draws(Callback):
@@ -51,8 +51,10 @@ def test_validation_logs_each_metric_averaged_over_gamma_and_at_the_best_gamma()
     assert logged["val_loss"] == pytest.approx(sum(direct) / 3, rel=1e-5)
     assert logged["val_mse"] == pytest.approx(sum(direct) / 3, rel=1e-5)
     assert logged["val_mse_best"] == pytest.approx(min(direct), rel=1e-5)
-    torch.testing.assert_close(task.curves["mse"].values, torch.tensor(direct))
-    assert task.curves["mse"].best == direct.index(min(direct))
+    torch.testing.assert_close(
+        task.evaluation("val").result.curves["mse"].values, torch.tensor(direct)
+    )
+    assert task.evaluation("val").result.curves["mse"].best == direct.index(min(direct))
 
 
 def test_a_sweep_starts_anew_after_each_evaluation():
@@ -154,9 +156,10 @@ def test_the_progress_bar_waits_for_no_other_rank(monkeypatch):
 
     task = Monitored(nn.Linear(4, 4), Uniform(0, 1))
     x = torch.rand(8, 4)
-    task._latest = StepOutput(torch.tensor(1.0), x, x + 1.0), torch.tensor([[0.5]])
+    output = StepOutput(torch.tensor(1.0), x, x + 1.0)
+    task.latest = TrainingBatch(torch.tensor([[0.5]]), output)
     with pytest.raises(ValueError, match="process group"):
-        task.validation_sweep.compute()
+        task.evaluation("val").finish({})
     assert _progress(task)["train_mse"] == pytest.approx(2.0)
 
 
@@ -261,8 +264,8 @@ def test_a_training_step_looks_at_no_value():
 
 def test_a_loss_that_is_not_a_number_is_shown_as_such():
     class Diverging(Denoising):
-        def loss(self, batch, gamma):
-            output = super().loss(batch, gamma)
+        def loss(self, batch, primary):
+            output = super().loss(batch, primary)
             # In one batch only: were it left out, the others would give a finite mean.
             return output._replace(loss=output.loss * (torch.nan if len(batch[0]) == 4 else 1))
 
@@ -283,8 +286,9 @@ def test_a_metric_may_not_take_the_name_of_the_loss():
         def configure_metrics(self):
             return {"loss": MeanSquaredError()}
 
+    task = Clash(nn.Linear(4, 4), Uniform(0, 1))
     with pytest.raises(UsageError, match="'loss'"):
-        Clash(nn.Linear(4, 4), Uniform(0, 1))
+        trainer().fit(task, loader())
 
 
 def test_no_draw_at_all_is_refused():
@@ -321,7 +325,7 @@ class Predictions:
 def test_evaluation_predicts_the_weights_once_at_as_many_gammas_as_it_may_keep(
     hidden_sizes, kept, predicted, monkeypatch
 ):
-    monkeypatch.setattr("mip_lightning.core._minibatch.MIN_CACHED_WEIGHTS", kept)
+    monkeypatch.setattr("mip_lightning.core._primary_cache.MIN_CACHED_WEIGHTS", kept)
     task = Denoising(
         nn.Linear(4, 4),
         Uniform(0, 1),
@@ -345,7 +349,7 @@ def test_weights_that_were_predicted_for_an_evaluation_are_not_those_of_the_next
         direct = [F.mse_loss(task.model(x, g), x * g) for g in torch.tensor([[0.0], [0.5], [1.0]])]
     assert after["val_mse"] == pytest.approx(torch.stack(direct).mean().item(), rel=1e-5)
     assert before["val_mse"] != pytest.approx(after["val_mse"], rel=0.1)
-    assert not task.evaluation_draws._kept
+    assert not task.evaluation("val").primaries._kept
 
 
 class BrokenOff(Callback):
@@ -376,8 +380,8 @@ def test_predictions_after_one_that_was_broken_off_are_those_of_the_weights_as_t
         grid = torch.tensor([[0.5]])
 
         def predict_step(self, batch, batch_idx):
-            (drawn,) = self.evaluation_draws.of(self.model, self.grid)
-            return drawn.run(self.model, batch[0])
+            (primary,) = self.predict_primaries(self.grid)
+            return primary(batch[0])
 
     task, batch = Predicting(nn.Linear(4, 4), Uniform(0, 1)).eval(), next(iter(loader()))
     with pytest.raises(RuntimeError, match="broken off"):
@@ -391,19 +395,19 @@ def test_predictions_after_one_that_was_broken_off_are_those_of_the_weights_as_t
 @pytest.mark.parametrize("first", [True, False])
 def test_a_call_without_gradient_within_a_loss_takes_no_gradient_from_the_other(first):
     class Consistent(LossAlone):
-        def loss(self, batch, gamma):
+        def loss(self, batch, primary):
             if first:
                 with torch.no_grad():
-                    teacher = self(batch[0], gamma)
-            student = self(batch[0], gamma)
+                    teacher = primary(batch[0])
+            student = primary(batch[0])
             if not first:
                 with torch.no_grad():
-                    teacher = self(batch[0], gamma)
+                    teacher = primary(batch[0])
             assert torch.equal(student, teacher)
             return F.mse_loss(student, teacher.roll(1, dims=1))
 
     task = Consistent(nn.Linear(4, 4), Uniform(0, 1), theta=ThetaConfig(weight_decay=0.1))
-    with task.without_logging(), task.without_logging():
+    with without_logging(task), without_logging(task):
         task.training_step(next(iter(loader())), 0).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.theta0.values())
     assert task.model.hypernetwork.head.weight.grad.abs().sum() > 0

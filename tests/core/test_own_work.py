@@ -93,9 +93,9 @@ def test_callbacks_of_a_task_that_leave_out_the_librarys_are_refused():
 class Predicting(HyperLightningModule):
     """As the README's: it returns its prediction as it is."""
 
-    def loss(self, batch, gamma):
+    def loss(self, batch, primary):
         noisy, clean = batch
-        prediction = self(noisy, gamma)
+        prediction = primary(noisy)
         return StepOutput(F.mse_loss(prediction, clean), prediction, {"target": [prediction * 2]})
 
 
@@ -104,8 +104,8 @@ def test_a_task_that_returns_its_prediction_can_be_copied_after_a_fit(steps):
     task = Predicting(nn.Linear(4, 4), Uniform(0, 1))
     trainer(max_steps=steps).fit(task, loader(), loader())
     again = copy.deepcopy(task)
-    assert torch.equal(again.latest_loss, task.latest_loss)
-    assert task.latest_output is not None
-    assert task.latest_output.prediction.grad_fn is None
-    assert task.latest_output.target["target"][0].grad_fn is None
+    assert torch.equal(again.latest.output.loss, task.latest.output.loss)
+    assert task.latest.output is not None
+    assert task.latest.output.prediction.grad_fn is None
+    assert task.latest.output.target["target"][0].grad_fn is None
     torch.save(task.state_dict(), Path("weights.pt"))

@@ -42,7 +42,8 @@ def of_each_draw(
     """What the primary itself returns with the weights of each draw, on its samples."""
     primary = copy.deepcopy(model.primary)
     return [
-        functional_call(primary, model.theta(own), args_of(draw)) for draw, own in enumerate(gamma)
+        functional_call(primary, model.at(own).theta, args_of(draw))
+        for draw, own in enumerate(gamma)
     ]
 
 
@@ -486,7 +487,7 @@ def test_draws_of_a_network_of_layers_of_torch_that_takes_samples_second_are_ref
     model = make(build())
     x = (torch.rand(6, 6, 4),) * (2 if isinstance(model.primary, nn.Transformer) else 1)
     model(x, 0.3)
-    model.run(model.theta(torch.rand(1, 1)), x)
+    model.at(torch.rand(1, 1))(*x)
     with pytest.raises(UsageError, match=f"3 draws, and {name}.* takes samples along the second"):
         model(x, GAMMA)
 

@@ -192,7 +192,7 @@ def test_hyperfan_predicts_the_variances_of_the_published_table(head_init, has_b
         torch.manual_seed(seed)
         config = HypernetworkConfig([64, 64], head_init=head_init)
         model = HyperModel(nn.Conv2d(5, 10, 3, bias=has_bias), Uniform(), "input", config)
-        for name, value in model.theta(torch.rand(1)).items():
+        for name, value in model.at(torch.rand(1)).theta.items():
             found[name].append(value.detach().flatten())
     for name, variance in expected.items():
         assert torch.cat(found[name]).var().item() == pytest.approx(variance, rel=0.15), name
@@ -214,7 +214,7 @@ def test_calibrated_meets_its_target_whatever_the_seed_and_number_of_inputs(dim)
         torch.manual_seed(seed)
         config = HypernetworkConfig(head_init="calibrated")
         model = HyperModel(nn.Linear(100, 100), Normal(dim=dim), "input", config)
-        stds = [model.theta(g)["weight"].square().mean() for g in model.prior.grid(64)]
+        stds = [model.at(g).theta["weight"].square().mean() for g in model.prior.grid(64)]
         found = torch.stack(stds).mean().item()
         assert found == pytest.approx(gain_squared / 100**2, rel=0.1)
 
@@ -237,7 +237,7 @@ def test_kaiming_fan_in_takes_the_last_hidden_width():
 def test_layer_norm_in_the_trunk_makes_the_default_formulation_forget_the_magnitude():
     config = HypernetworkConfig(layer_norm=True)
     model = HyperModel(LeNet(), Uniform(0.1, 10), "default", config)
-    thetas = [model.theta(torch.tensor([gamma]))["features.0.weight"] for gamma in (0.5, 5.0)]
+    thetas = [model.at(torch.tensor([gamma])).theta["features.0.weight"] for gamma in (0.5, 5.0)]
     torch.testing.assert_close(*thetas, rtol=1e-3, atol=1e-4)
 
 
@@ -255,7 +255,7 @@ def test_weight_normalization_gives_each_output_channel_its_own_learned_norm(for
     norms = primary.weight.detach().flatten(1).norm(dim=1)
     model = HyperModel(primary, Uniform(0.1, 1), formulation, theta=ThetaConfig(weight_norm=True))
     for gamma in (torch.tensor([0.2]), torch.tensor([[0.2], [0.9]])):
-        theta = model.theta(gamma)
+        theta = model.at(gamma).theta
         found = theta["weight"].flatten(-3).norm(dim=-1)
         torch.testing.assert_close(found, norms.expand_as(found))
     reference = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
@@ -266,7 +266,7 @@ def test_weight_normalization_gives_each_output_channel_its_own_learned_norm(for
     reference.weight = direction
     with torch.no_grad():
         reference.parametrizations.weight.original0.copy_(norms.view(-1, 1, 1, 1))
-    torch.testing.assert_close(model.theta(torch.tensor([0.2]))["weight"], reference.weight)
+    torch.testing.assert_close(model.at(torch.tensor([0.2])).theta["weight"], reference.weight)
     model(torch.rand(2, 3, 5, 5), 0.5).sum().backward()
     assert model.weight_norm.magnitudes[0].grad.abs().sum() > 0
 
@@ -301,7 +301,9 @@ def lively(model: HyperModel) -> HyperModel:
 def calls_of_the_primary(model: HyperModel, x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     primary = copy.deepcopy(model.primary)
     parts = zip(x.chunk(len(gamma)), gamma, strict=True)
-    return torch.cat([functional_call(primary, model.theta(own), (part,)) for part, own in parts])
+    return torch.cat(
+        [functional_call(primary, model.at(own).theta, (part,)) for part, own in parts]
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,12 +320,12 @@ def test_a_parameter_without_dimensions_is_predicted(head, order, head_init):
     for in_turn in (False, True):
         model = HyperModel(Scaled(order, in_turn), Uniform(), hypernetwork=config)
         # One number does not vary, so that hyperfan neither scales it nor gives it a variance.
-        torch.testing.assert_close(model.theta(torch.rand(1))["alpha"], torch.tensor(0.7))
+        torch.testing.assert_close(model.at(torch.rand(1)).theta["alpha"], torch.tensor(0.7))
         lively(model)
         x = torch.rand(6, 4)
         for num_draws in (1, 3, 6) if not in_turn else (1, 3):
             gamma = torch.rand(num_draws, 1)
-            theta = model.theta(gamma)
+            theta = model.at(gamma).theta
             assert theta["alpha"].shape == (num_draws,)
             assert theta["alpha"].unique().numel() == num_draws
             output = model(x, gamma)

@@ -27,7 +27,7 @@ def make(formulation="mip", prior=None, primary=None, **config) -> HyperModel:
 
 
 def flat(model: HyperModel, gamma: torch.Tensor) -> torch.Tensor:
-    return torch.cat([t.flatten() for t in model.theta(gamma).values()])
+    return torch.cat([t.flatten() for t in model.at(gamma).theta.values()])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -233,9 +233,9 @@ def test_networks_of_torchvision_are_wrapped_as_they_are():
 
 def test_theta_is_formed_in_float32_under_autocast():
     model, gamma = make(), torch.rand(1)
-    expected = model.theta(gamma)
+    expected = model.at(gamma).theta
     with torch.autocast("cpu", torch.bfloat16):
-        theta = model.theta(gamma)
+        theta = model.at(gamma).theta
         assert model(torch.rand(2, 1, 8, 8), torch.rand(1)).dtype == torch.bfloat16
     assert all(torch.equal(theta[name], expected[name]) for name in expected)
 
@@ -333,8 +333,9 @@ def test_a_bound_primary_gives_at_each_call_what_run_gives():
     for primary in (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), Closed()):
         model = HyperModel(primary, Uniform(0, 1)).eval()
         gammas = torch.tensor([[0.2], [0.9]]).split(1)
-        thetas = [model.theta_at(gamma) for gamma in gammas]
-        bound = [model.bound(theta, gamma) for theta, gamma in zip(thetas, gammas, strict=True)]
+        primaries = [model.at(gamma) for gamma in gammas]
         for x in torch.rand(2, 4, 3):
-            for call, theta, gamma in zip(bound, thetas, gammas, strict=True):
-                torch.testing.assert_close(call(x), model.run(theta, x, gamma))
+            for primary, gamma in zip(primaries, gammas, strict=True):
+                with torch.no_grad():  # so that it serves more than one call
+                    found = primary(x)
+                torch.testing.assert_close(found, model(x, gamma))

@@ -111,7 +111,7 @@ def test_tied_parameters_are_predicted_once_and_stay_tied(selection):
     torch.manual_seed(0)
     primary = Tied()
     model = HyperModel(primary, Uniform(), theta=ThetaConfig(predicted=selection))
-    theta = model.theta(torch.tensor([0.3]))
+    theta = model.at(torch.tensor([0.3])).theta
     assert sum(name.endswith("weight") for name in theta) == 1
     x = torch.rand(2, 4)
     weight = theta["first.weight"]

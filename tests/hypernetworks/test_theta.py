@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import output_at
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F
@@ -23,9 +24,9 @@ ZERO = HypernetworkConfig(hidden_sizes=[4, 8], head_init="zero")
 
 
 class Fit(HyperLightningModule):
-    def loss(self, batch, gamma):
+    def loss(self, batch, primary):
         x, y = batch
-        return F.mse_loss(self(x, gamma), y)
+        return F.mse_loss(primary(x), y)
 
 
 def network() -> nn.Sequential:
@@ -157,21 +158,21 @@ def test_the_decay_of_theta_is_that_of_its_squared_norm_averaged_over_draws(draw
         torch.manual_seed(0)
         model = Fit(network(), Uniform(), hypernetwork=SMALL, theta=theta, draws_per_batch=draws)
         objectives.append(model.training_step(batch, 0))
-    thetas = [model.model.theta(g).values() for g in gamma]
+    thetas = [model.model.at(g).theta.values() for g in gamma]
     square = sum(tensor.square().sum() for theta in thetas for tensor in theta)
     torch.testing.assert_close(objectives[0], objectives[1] + decay / 2 * square / draws)
 
 
 def test_weights_are_predicted_once_a_step_however_often_the_loss_calls_the_primary():
     class Twice(Fit):
-        def loss(self, batch, gamma):
-            return self(batch[0], gamma).mean() + self(batch[1], gamma).mean()
+        def loss(self, batch, primary):
+            return primary(batch[0]).mean() + primary(batch[1]).mean()
 
     model = Twice(LeNet(), Uniform(), hypernetwork=SMALL)
     calls = []
     model.model.hypernetwork.register_forward_hook(lambda *args: calls.append(1))
     images = torch.rand(2, 1, 8, 8)
-    model.evaluate_at([images, images], torch.tensor([[0.5]]))
+    output_at(model, [images, images], torch.tensor([[0.5]]))
     assert len(calls) == 1
 
 

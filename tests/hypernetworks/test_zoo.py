@@ -17,7 +17,7 @@ from torchvision import models
 
 from mip_lightning import HyperModel, HypernetworkConfig, ThetaConfig, Uniform
 from mip_lightning.hypernetworks.heads import LowRankHead
-from mip_lightning.utilities.nested import tensors_in
+from mip_lightning.utilities.nested import as_arguments, tensors_in
 
 with warnings.catch_warnings():  # MONAI calls what torch deprecates
     warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
@@ -205,10 +205,12 @@ def test_a_network_computes_the_same_while_predicted_changes_are_zero(zoo):
     model = zoo.model
     for gamma in (0.0, 0.8):
         assert_same(model(zoo.inputs, gamma), zoo.expected)
-    theta = model.theta(torch.tensor([0.3]))
+    at, theta = model.at(0.3), model.at(0.3).theta
+    assert at.theta.keys() == theta.keys()  # predicted before what follows
     for parameter in model.theta0.values():
         parameter.fill_(math.nan)  # what the network holds must not be what it uses
-    assert_same(model.run(theta, zoo.inputs), zoo.expected)
+    args, kwargs = as_arguments(zoo.inputs)
+    assert_same(at(*args, **kwargs), zoo.expected)
 
 
 # It tells that PyTorch runs some kernels of attention and pooling draw by draw.

@@ -36,9 +36,9 @@ class Triangular(Prior):
 class Regression(HyperLightningModule):
     monitor = "val_loss_best"
 
-    def loss(self, batch, gamma):
+    def loss(self, batch, primary):
         x, y = batch
-        return F.mse_loss(self(x, gamma), y)
+        return F.mse_loss(primary(x), y)
 
 
 class Points(LightningDataModule):

@@ -37,7 +37,7 @@ def test_the_weights_of_hyperlight_give_the_theta_of_hyperlight(dim):
             model.theta0[name].copy_(value)
         for gamma in torch.rand(5, dim):
             expected = theirs(gamma=gamma)
-            found = model.theta(gamma)
+            found = model.at(gamma).theta
             assert found.keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
@@ -63,7 +63,7 @@ def test_theta0_is_the_primarys_own_whatever_a_parameter_is_called():
     primary = Odd()
     before = {name: value.clone() for name, value in primary.named_parameters()}
     model = HyperModel(primary, Uniform(), hypernetwork=HypernetworkConfig([2], head_init="zero"))
-    theta = model.theta(torch.tensor([0.5]))
+    theta = model.at(torch.tensor([0.5])).theta
     assert theta.keys() == before.keys()
     for name, value in before.items():
         assert torch.equal(theta[name], value), name

@@ -191,8 +191,7 @@ def test_a_primary_that_asks_for_gamma_gets_it_raw():
     assert model(x, torch.tensor([[3.0], [5.0]])).flatten().tolist() == [3.0, 3.0, 5.0, 5.0]
     assert model({"x": x, "gamma": torch.tensor(9.0)}, 3.0).flatten().tolist() == [9.0] * 4
     assert model((x, torch.tensor(9.0)), 3.0).flatten().tolist() == [9.0] * 4
-    with pytest.raises(UsageError, match="asks for gamma"):
-        model.run(model.theta(torch.tensor([3.0])), x)
+    assert model.at(3.0)(x).flatten().tolist() == [3.0] * 4
 
 
 class ByKeyword(Told):

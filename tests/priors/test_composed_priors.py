@@ -191,11 +191,11 @@ def test_equal_priors_are_called_the_same(one, other):
 
 def test_named_hyperparameters_are_logged_by_name_however_they_are_drawn():
     class Task(HyperLightningModule):
-        def loss(self, batch, gamma):
+        def loss(self, batch, primary):
             return batch.mean()
 
     task = Task(nn.Linear(2, 2), Stratified(Joint({"a": Uniform(0, 2), "b": Uniform(0, 4)})))
-    logged = task.gamma_by_name(torch.tensor([[1.0, 2.0], [1.5, 3.0]]))
+    logged = task.model.prior.means(torch.tensor([[1.0, 2.0], [1.5, 3.0]]))
     assert {name: value.item() for name, value in logged.items()} == {
         "gamma/a": 1.25,
         "gamma/b": 2.5,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import bayesian_task, image_loader, trainer
+from helpers import bayesian_task, image_loader, output_at, trainer
 from scipy import stats
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
@@ -68,7 +68,7 @@ def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy_over_bins()
 def test_a_label_that_is_no_class_is_named():
     images, _ = next(iter(image_loader()))
     with pytest.raises(UsageError, match="reach from 0 to 3, and the primary tells 3 classes"):
-        bayesian_task().loss((images[:2], torch.tensor([0, 3])), torch.tensor([[0.5]]))
+        output_at(bayesian_task(), (images[:2], torch.tensor([0, 3])), torch.tensor([[0.5]]))
 
 
 def test_the_loss_is_cross_entropy_with_label_smoothing():
@@ -80,7 +80,7 @@ def test_the_loss_is_cross_entropy_with_label_smoothing():
         uniform = -logits.log_softmax(-1).mean(-1)
         plain = F.cross_entropy(logits, labels, reduction="none")
         expected = ((1 - smoothing) * plain + smoothing * uniform).mean()
-        torch.testing.assert_close(task.loss((images, labels), gamma).loss, expected)
+        torch.testing.assert_close(output_at(task, (images, labels), gamma).loss, expected)
 
 
 def test_test_reports_the_average_over_gamma_and_the_ensemble():

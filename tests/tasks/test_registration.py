@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, trainer
+from helpers import ROOT, output_at, trainer
 from monai.losses import (
     BendingEnergyLoss,
     GlobalMutualInformationLoss,
@@ -71,11 +71,11 @@ def resting(**options) -> Registration:
 
 def test_gamma_weighs_similarity_against_regularization():
     task, batch, gamma = make(), pair((8, 12)), torch.tensor([[0.25]])
-    displacement = task.deformed(batch, gamma).displacement
+    displacement = task.deformed(batch, task.model.at(gamma, check=False)).displacement
     assert displacement.abs().max() > 0
     similarity = SquaredError()(warp(batch["moving"], displacement), batch["fixed"])
     regularization = TotalVariationPenalty()(displacement)
-    found = task.evaluate_at(batch, gamma).loss
+    found = output_at(task, batch, gamma).loss
     torch.testing.assert_close(found, 0.75 * similarity + 0.25 * regularization)
 
 
@@ -83,7 +83,7 @@ def test_gamma_weighs_similarity_against_regularization():
 def test_what_does_not_move_costs_its_dissimilarity(gamma):
     batch = pair((8, 12))
     dissimilarity = nn.functional.mse_loss(batch["moving"], batch["fixed"]) / 0.05**2
-    found = resting().evaluate_at(batch, torch.tensor([[gamma]])).loss
+    found = output_at(resting(), batch, torch.tensor([[gamma]])).loss
     torch.testing.assert_close(found, (1 - gamma) * dissimilarity)
 
 
@@ -107,8 +107,8 @@ def test_the_loss_of_several_draws_is_the_mean_of_their_own(size, similarity, re
     halves = [
         {name: values[part] for name, values in batch.items()} for part in (slice(2), slice(2, 4))
     ]
-    each = [task.evaluate_at(half, g).loss for half, g in zip(halves, gamma.split(1), strict=True)]
-    torch.testing.assert_close(task.evaluate_at(batch, gamma).loss, torch.stack(each).mean())
+    each = [output_at(task, half, g).loss for half, g in zip(halves, gamma.split(1), strict=True)]
+    torch.testing.assert_close(output_at(task, batch, gamma).loss, torch.stack(each).mean())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_loss_of_several_draws_is_the_mean_of_their_own(size, similarity, re
 def test_images_of_odd_sizes_are_padded_for_the_network_and_the_flow_is_cropped(size, network):
     task = make(network, divisible_by=16).train()
     batch = pair(size, batch=2)
-    output = task.loss(batch, torch.tensor([[0.5]]))
+    output = output_at(task, batch, torch.tensor([[0.5]]))
     assert output.prediction.shape == (2, len(size), *size)
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
@@ -136,13 +136,13 @@ def test_images_of_odd_sizes_are_padded_for_the_network_and_the_flow_is_cropped(
 def test_half_precision_of_the_network_leaves_the_positions_of_voxels_exact(deformation):
     task, batch = resting(deformation=deformation), pair((8, 600))
     with torch.autocast("cpu", torch.bfloat16):
-        half = task.evaluate_at(batch, torch.tensor([[0.0]]))
+        half = output_at(task, batch, torch.tensor([[0.0]]))
     assert half.prediction.dtype == torch.float32
-    whole = task.evaluate_at(batch, torch.tensor([[0.0]]))
+    whole = output_at(task, batch, torch.tensor([[0.0]]))
     torch.testing.assert_close(half.loss, whole.loss)
     images = {"moving": batch["moving"], "fixed": batch["moving"]}
     with torch.autocast("cpu", torch.bfloat16):
-        assert task.evaluate_at(images, torch.tensor([[0.0]])).loss < 1e-6
+        assert output_at(task, images, torch.tensor([[0.0]])).loss < 1e-6
 
 
 def test_padding_is_symmetric():
@@ -159,7 +159,7 @@ def test_padding_is_symmetric():
             return given[-1]
 
     task, batch = make(Seeing(), divisible_by=4), pair((5, 8))
-    flow = task.flow(batch, torch.tensor([[0.5]]))
+    flow = task.flow(batch, task.model.at(torch.tensor([[0.5]]), check=False))
     assert torch.equal(flow, given[0][:, :, 1:6])
     assert seen[0].shape == (1, 2, 8, 8)
     torch.testing.assert_close(seen[0][:, :1, 1:6], batch["moving"])
@@ -172,10 +172,10 @@ def test_a_bidirectional_loss_does_not_change_when_images_and_flow_are_exchanged
     batch, gamma = pair((8, 12)), torch.tensor([[0.0]])
     flow = 2 * torch.rand(1, 2, 8, 12)
     exchanged = {"moving": batch["fixed"], "fixed": batch["moving"]}
-    task.flow = lambda batch, gamma: flow
-    there = task.evaluate_at(batch, gamma).loss
-    task.flow = lambda batch, gamma: -flow
-    torch.testing.assert_close(task.evaluate_at(exchanged, gamma).loss, there)
+    task.flow = lambda batch, primary: flow
+    there = output_at(task, batch, gamma).loss
+    task.flow = lambda batch, primary: -flow
+    torch.testing.assert_close(output_at(task, exchanged, gamma).loss, there)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_impossible_options_are_named(options, says):
 def test_a_network_that_gives_no_flow_is_named():
     task = make(ConstantWidthUNet(2, 3, 2, features=4, levels=3))
     with pytest.raises(UsageError, match=r"ConstantWidthUNet gives \(1, 3, 8, 12\).* 2 channels"):
-        task.evaluate_at(pair((8, 12)), torch.tensor([[0.5]]))
+        output_at(task, pair((8, 12)), torch.tensor([[0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_the_reference_starts_near_the_identity_for_its_flow_layer_is_not_predic
     left = {name for name, _ in task.model.primary.named_parameters()} - set(task.model.theta0)
     assert left == {f"net.1.final_conv_out.conv.{kind}" for kind in ("weight", "bias")}
     batch, gamma = pair((16, 32)), torch.tensor([[0.5]])
-    assert task.evaluate_at(batch, gamma).loss.isfinite()
-    assert task.deformed(batch, gamma).displacement.abs().max() < 1e-2
+    assert output_at(task, batch, gamma).loss.isfinite()
+    assert task.deformed(batch, task.model.at(gamma, check=False)).displacement.abs().max() < 1e-2
 
 
 def test_volumes_are_cut_to_the_size_of_the_fixed_image():
@@ -294,13 +294,14 @@ def test_a_displacement_leads_from_voxels_of_the_fixed_image_to_voxels_of_the_mo
 
 def test_dice_before_registration_is_that_of_one_evaluation_alone():
     task, batch = make(validation_grid_size=2).eval(), pair((8, 12))
-    task.extra_metrics("test")["dice_before"].update(
-        torch.zeros(1, 2, 8, 12), pair((8, 12))
-    )  # one that was broken off
+    interrupted = task.evaluation("val")
+    interrupted.update(pair((8, 12)), task.step_output)  # one that was broken off
     trainer().validate(task, DataLoader([batch], None), verbose=False)
     alone = MeanDice()
     alone.update(torch.zeros(1, 2, 8, 12), batch)
-    assert task.references["dice"][1] == pytest.approx(alone.compute().item())
+    assert task.evaluation("val").result.references["dice"][1] == pytest.approx(
+        alone.compute().item()
+    )
 
 
 def boxes(padded: tuple[int, ...], sizes: list[tuple[int, ...]]) -> list[tuple[slice, ...]]:

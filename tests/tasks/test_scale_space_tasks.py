@@ -7,13 +7,12 @@ import monai.losses
 import numpy as np
 import pytest
 import torch
-from helpers import trainer
+from helpers import output_at, trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperLightningModule, Uniform, UsageError
-from mip_lightning.core._minibatch import DrawnGamma
 from mip_lightning.core.requested_gamma import RequestedGamma
 from mip_lightning.data.segmented_images import SegmentedDataset
 from mip_lightning.data.subjects import Subject
@@ -45,7 +44,7 @@ def labelled(size: tuple[int, ...] = (12, 10), labels: int = 3) -> dict[str, tor
 def test_classification_is_smoothed_cross_entropy_at_the_network_of_that_gamma():
     model = classification(label_smoothing=0.2)
     images, labels, gamma = torch.rand(6, 1, 16, 16), torch.arange(6) % 4, torch.tensor([[0.3]])
-    loss, logits, target = model.loss([images, labels], gamma)
+    loss, logits, target = output_at(model, [images, labels], gamma)
     network = model.model.materialize(0.3)
     probabilities = network(images).softmax(dim=1)
     smooth = 0.8 * F.one_hot(labels, 4) + 0.2 / 4
@@ -77,20 +76,24 @@ def test_ranks_draw_one_gamma_unless_each_is_to_draw_its_own(make, monkeypatch):
 
 def test_a_batch_of_one_class_trains():
     model = classification()
-    loss = model.loss([torch.rand(3, 1, 8, 8), torch.full((3,), 2)], torch.tensor([[0.1]])).loss
+    loss = output_at(
+        model, [torch.rand(3, 1, 8, 8), torch.full((3,), 2)], torch.tensor([[0.1]])
+    ).loss
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_a_label_that_is_no_class_is_named():
     with pytest.raises(UsageError, match="reach from 0 to 4, and the primary tells 4 classes"):
-        classification().loss([torch.rand(2, 1, 8, 8), torch.tensor([0, 4])], torch.tensor([[0.1]]))
+        output_at(
+            classification(), [torch.rand(2, 1, 8, 8), torch.tensor([0, 4])], torch.tensor([[0.1]])
+        )
     with pytest.raises(UsageError, match="reach from -1 to 0"):
-        classification().loss(
-            [torch.rand(2, 1, 8, 8), torch.tensor([-1, 0])], torch.tensor([[0.1]])
+        output_at(
+            classification(), [torch.rand(2, 1, 8, 8), torch.tensor([-1, 0])], torch.tensor([[0.1]])
         )
     with pytest.raises(UsageError, match="tells 3 classes apart"):
-        segmentation().loss(labelled(labels=9), torch.tensor([[0.3]]))
+        output_at(segmentation(), labelled(labels=9), torch.tensor([[0.3]]))
 
 
 def test_classes_are_predicted_at_the_one_gamma_that_is_asked_for():
@@ -194,7 +197,7 @@ def test_a_weighted_sum_of_both_is_monais():
     )
     batch, gamma = labelled(), torch.tensor([[0.4]])
     model = segmentation(objective=objective)
-    loss = model.loss(batch, gamma).loss
+    loss = output_at(model, batch, gamma).loss
     logits = model.model.materialize(0.4)(batch["image"])
     parts = [CrossEntropyThenSoftDice(at)(logits, batch["labels"]) for at in (0, 1)]
     torch.testing.assert_close(loss, 0.3 * parts[0] + 0.7 * parts[1])
@@ -216,7 +219,7 @@ def test_dice_counts_an_empty_mask_as_its_docstring_says():
 
 def test_segmentation_measures_the_most_probable_labels():
     model, batch = segmentation(), labelled()
-    output = model.evaluate_at(batch, DrawnGamma(torch.tensor([[0.2]])))
+    output = output_at(model, batch, torch.tensor([[0.2]]))
     logits = model.model.materialize(0.2)(batch["image"])
     assert torch.equal(output.prediction, logits.argmax(dim=1, keepdim=True).to(torch.uint8))
     assert output.target is batch["labels"]
@@ -313,7 +316,7 @@ def test_padding_counts_in_the_loss_and_not_in_what_a_training_step_measures():
     subjects = of_sizes((8, 8), (4, 5))
     (batch,) = DataLoader(SegmentedDataset(subjects, [8, 8]), 2)
     model = Segmentation(Reading()).train()
-    loss, prediction, _ = model.loss(batch, torch.tensor([[0.2]]))
+    loss, prediction, _ = output_at(model, batch, torch.tensor([[0.2]]))
     logits = model.model.materialize(0.2)(batch["image"])
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch["labels"][:, 0].long()))
     assert prediction[1].sum() == (subjects[1].image - 1).sum()
@@ -345,22 +348,22 @@ def test_sizes_may_be_integers_too_small_for_the_padded_size():
 )
 def test_a_size_that_is_none_of_images_in_the_middle_is_refused(size, says):
     with pytest.raises(UsageError, match=says):
-        segmentation().loss(labelled() | {"size": size}, torch.tensor([[0.2]]))
+        output_at(segmentation(), labelled() | {"size": size}, torch.tensor([[0.2]]))
 
 
 @pytest.mark.parametrize("channels", [1, 300])
 def test_a_number_of_channels_that_is_none_of_labels_is_refused(channels):
     model = Segmentation(nn.Conv2d(1, channels, kernel_size=1))
     with pytest.raises(UsageError, match=f"gives {channels} channels: give one for each label"):
-        model.loss(labelled(), torch.tensor([[0.2]]))
+        output_at(model, labelled(), torch.tensor([[0.2]]))
 
 
 def test_predictions_predict_the_weights_at_a_gamma_once(monkeypatch):
     model = segmentation()
     count = []
-    theta_at = model.model.theta_at
+    predict = model.model._predict
     monkeypatch.setattr(
-        model.model, "theta_at", lambda gamma: (count.append(gamma.item()), theta_at(gamma))[1]
+        model.model, "_predict", lambda gamma: (count.append(gamma.item()), predict(gamma))[1]
     )
     samples = [{n: v[0] for n, v in labelled().items()} | {"name": str(i)} for i in range(6)]
     runner = HyperTrainer(accelerator="cpu", logger=False, enable_progress_bar=False)
@@ -371,7 +374,7 @@ def test_predictions_predict_the_weights_at_a_gamma_once(monkeypatch):
 def test_logits_of_another_size_than_the_image_are_refused():
     model = Segmentation(nn.Conv2d(1, 3, kernel_size=3))
     with pytest.raises(UsageError, match="for images of 12 x 10: logits have their size"):
-        model.loss(labelled(), torch.tensor([[0.2]]))
+        output_at(model, labelled(), torch.tensor([[0.2]]))
 
 
 @pytest.mark.parametrize("size", [(12, 10), (8, 9, 10)])

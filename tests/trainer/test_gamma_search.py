@@ -61,8 +61,8 @@ def test_a_search_in_a_part_of_the_range_warns_of_nothing():
 class Fitting(HyperLightningModule):
     """Each sample is best at a gamma of its own, which it is told."""
 
-    def loss(self, batch, gamma):
-        distance = (gamma[0] - batch["best"]).abs()
+    def loss(self, batch, primary):
+        distance = (primary.gamma[0] - batch["best"]).abs()
         self.log("part", distance.mean())  # a search is no step of a trainer
         return StepOutput(distance.mean(), distance.detach(), batch["best"])
 
@@ -88,13 +88,13 @@ def test_each_subject_is_searched_by_itself_once_the_grid_is_known(monkeypatch):
     ]
     module = Fitting(nn.Linear(1, 1), Uniform(0, 1)).eval()
     samples = []
-    evaluate_at = module.evaluate_at
+    step_output = module.step_output
 
-    def counted(batch, gamma):
+    def counted(batch, primary):
         samples.append(len(batch["best"]))
-        return evaluate_at(batch, gamma)
+        return step_output(batch, primary)
 
-    monkeypatch.setattr(module, "evaluate_at", counted)
+    monkeypatch.setattr(module, "step_output", counted)
     search = GammaSearch(module, batches, "distance", len(GRID), 0.01)
     with torch.no_grad():
         selected = search.select("subject")

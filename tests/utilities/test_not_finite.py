@@ -68,8 +68,8 @@ def test_a_monitor_that_is_nan_is_never_the_best():
     class Worse(Denoising):
         monitor = "val_mse"
 
-        def loss(self, batch, gamma):
-            output = super().loss(batch, gamma)
+        def loss(self, batch, primary):
+            output = super().loss(batch, primary)
             factor = torch.nan if self.current_epoch < 2 else 1.0
             return output._replace(prediction=output.prediction * factor)
 
@@ -186,7 +186,7 @@ def test_labels_from_logits_that_are_nan_have_no_dice():
     batch = {"image": image, "labels": (image > 0).to(torch.uint8)}
     data = DataLoader([{k: v[i] for k, v in batch.items()} for i in range(4)], 4)
     trainer().test(task, data, verbose=False)
-    dice = task.curves["dice"]
+    dice = task.evaluation("test").result.curves["dice"]
     assert dice.values.isnan().tolist() == [False, False, True]
     assert dice.values[0] == pytest.approx(1.0)
     assert dice.best == 0

@@ -21,7 +21,7 @@ from mip_lightning.callbacks import NiftiWriter
 from mip_lightning.callbacks._files import legible
 from mip_lightning.callbacks.nifti_writer import nifti
 from mip_lightning.cli.main import main
-from mip_lightning.core._minibatch import StepOutput, Volume
+from mip_lightning.core import StepOutput, Volume
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.data import ImagePairs
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
@@ -223,7 +223,7 @@ class ShareOfPositive(Metric):
 class Regression(HyperLightningModule):
     def loss(self, batch: Any, gamma: torch.Tensor) -> StepOutput:
         x, y = batch
-        prediction = self(x, gamma)
+        prediction = primary(x)
         return StepOutput(nn.functional.mse_loss(prediction, y), prediction.detach(), y)
 
     def configure_metrics(self) -> dict[str, Metric]:
@@ -352,8 +352,8 @@ def test_training_draws_the_same_gamma_in_each_precision(precision):
 
         class Watch(Callback):
             def on_train_batch_end(self, trainer, module, *args):
-                seen.append(module.latest_gamma)
-                assert module.latest_gamma.dtype == torch.float32
+                seen.append(module.latest.gamma)
+                assert module.latest.gamma.dtype == torch.float32
 
         loader = DataLoader(TensorDataset(torch.randn(8, 8), torch.zeros(8).long()), 2)
         trainer(precision, max_epochs=1, callbacks=[Watch()]).fit(task, loader, loader)
@@ -369,7 +369,7 @@ def test_gamma_is_encoded_before_it_is_rounded(dtype):
     seen = []
     model.hypernetwork.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for gamma in prior.grid(9):  # in half precision the last ones are 1, of infinite log-odds
-        assert all(tensor.isfinite().all() for tensor in model.theta(gamma).values())
+        assert all(tensor.isfinite().all() for tensor in model.at(gamma).theta.values())
     angle = torch.linspace(0, np.pi / 2, 9, dtype=torch.float64)
     expected = torch.stack([angle.cos(), angle.sin()], dim=1)
     torch.testing.assert_close(torch.cat(seen).double(), expected, atol=2e-3, rtol=4e-3)
@@ -382,7 +382,7 @@ def test_each_of_many_categories_has_weights_of_its_own_in_bfloat16():
     seen = []
     model.hypernetwork.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
-        model.theta(torch.tensor([257.0]))
+        assert model.at(torch.tensor([257.0])).theta
     assert torch.equal(seen[0][0], nn.functional.normalize(vectors[257], dim=0))
 
 
@@ -395,7 +395,7 @@ def test_statistics_of_weights_in_half_precision_are_those_of_float64():
     grid = Uniform().grid(3)
     found = weight_statistics(model, grid)["weight"]
     for k, gamma in enumerate(grid):
-        weight = model.theta(gamma)["weight"].double()
+        weight = model.at(gamma).theta["weight"].double()
         assert found.std[k].item() == pytest.approx(weight.std(correction=0).item(), rel=1e-6)
         assert found.norm[k].item() == pytest.approx(weight.norm().item(), rel=1e-6)
 

@@ -1,6 +1,7 @@
 """Classification: Bayesian, and over scales."""
 
 from mip_lightning.tasks.classification.bayesian import BayesianClassification
+from mip_lightning.tasks.classification.ensemble import EnsembleMetrics
 from mip_lightning.tasks.classification.task import Classification
 from mip_lightning.tasks.classification.uncertainty import (
     NegativeLogLikelihood,
@@ -13,6 +14,7 @@ from mip_lightning.tasks.classification.uncertainty import (
 __all__ = [
     "BayesianClassification",
     "Classification",
+    "EnsembleMetrics",
     "NegativeLogLikelihood",
     "TopLabelCalibrationError",
     "ensemble",

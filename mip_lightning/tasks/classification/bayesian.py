@@ -1,26 +1,24 @@
 """Bayesian classification: gamma is a latent draw, the trained weights a posterior's samples."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from mip_lightning.core._minibatch import StepOutput
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
-from mip_lightning.core.parameter_groups import GroupOptions
-from mip_lightning.core.sweep import NaNAware
+from mip_lightning.core.evaluation import Stage
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.outputs import StepOutput
 from mip_lightning.errors import UsageError
-from mip_lightning.hypernetworks.hypermodel import Formulation
-from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
-from mip_lightning.hypernetworks.theta import ThetaConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior
 from mip_lightning.tasks._label_range import LabelRange
+from mip_lightning.tasks.classification.ensemble import EnsembleMetrics, predictions_at
 from mip_lightning.tasks.classification.uncertainty import (
     NegativeLogLikelihood,
     TopLabelCalibrationError,
@@ -50,17 +48,9 @@ class BayesianClassification(HyperLightningModule):
     Args:
         primary: A classifier: ``(B, ...)`` to logits ``(B, C)``.
         prior: p(gamma), in the paper N(0, 1) or U(0, 1) over D inputs.
-        formulation: ``default``, ``input``, ``output`` or ``mip``.
-        hypernetwork: Architecture of the hypernetwork.
-        theta: Which parameters are predicted, and how theta0 starts and trains.
-        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
-            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
-        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
-            or ``one_per_sample``.
-        validation_grid_size: Number of gamma over which validation sweeps.
-        test_grid_size: Number of gamma over which test sweeps.
         label_smoothing: Share of the target spread over all classes, in [0, 1), in the loss.
         ensemble_size: M, the number of draws over which test and predict average.
+        options: Further arguments of ``HyperLightningModule``.
 
     Raises:
         UsageError: If ``label_smoothing`` or ``ensemble_size`` is out of range, or as
@@ -74,27 +64,11 @@ class BayesianClassification(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior,
-        formulation: Formulation = "mip",
-        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
-        theta: ThetaConfig = ThetaConfig(),
-        group_options: GroupOptions | None = None,
-        draws_per_batch: DrawsPerBatch = 1,
-        validation_grid_size: int = 5,
-        test_grid_size: int = 11,
         label_smoothing: float = 0.0,
         ensemble_size: int = 20,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            primary,
-            prior,
-            formulation,
-            hypernetwork,
-            theta,
-            group_options,
-            draws_per_batch,
-            validation_grid_size,
-            test_grid_size,
-        )
+        super().__init__(primary, prior, **options)
         if not 0.0 <= label_smoothing < 1.0:
             raise UsageError(f"label_smoothing={label_smoothing}: give a share in [0, 1)")
         if ensemble_size < 1:
@@ -102,28 +76,24 @@ class BayesianClassification(HyperLightningModule):
         self.label_smoothing = label_smoothing
         self._label_range = LabelRange()
         generator = torch.Generator().manual_seed(ENSEMBLE_SEED)
-        # Neither a buffer nor submodules: so they keep their own precision.
+        # Not a buffer, so that it keeps its own precision.
         self.ensemble_gamma = prior.sample(ensemble_size, generator)
-        self._ensemble_metrics: dict[str, Metric] = {
-            **{name: NaNAware(metric) for name, metric in self.configure_metrics().items()},
-            "predictive_entropy": MeanMetric(nan_strategy="disable"),
-            "mutual_information": MeanMetric(nan_strategy="disable"),
-        }
 
-    def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
+    @override
+    def loss(self, batch: ImagesAndLabels, primary: PrimaryAtGamma) -> StepOutput:
         """Cross-entropy, in nats, with label smoothing where asked for.
 
         Raises:
-            UsageError: If a label is no class of the primary.
+            UsageError: If a label is not a class of the primary.
         """
         images, labels = batch
-        logits = at_least_float32(self(images, gamma))
+        logits = at_least_float32(primary(images))
         self._label_range.check(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return StepOutput(loss, logits.detach().log_softmax(dim=-1), labels)
 
+    @override
     def configure_metrics(self) -> dict[str, Metric]:
-        """Top-1 accuracy, negative log-likelihood and calibration error."""
         return {
             "accuracy": MulticlassAccuracy(average="micro", validate_args=False),
             "nll": NegativeLogLikelihood(),
@@ -131,24 +101,12 @@ class BayesianClassification(HyperLightningModule):
         }
 
     @override
-    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
+    def configure_extra_metrics(self, stage: Stage) -> dict[str, Metric]:
         if stage == "val":
             return {}
-        return {f"{name}_ensemble": metric for name, metric in self._ensemble_metrics.items()}
+        return {"ensemble": EnsembleMetrics(self.ensemble_gamma, self.configure_metrics())}
 
     @override
-    def update_extra_metrics(self, batch: ImagesAndLabels, stage: Stage) -> None:
-        if stage == "val":
-            return
-        images, labels = batch
-        log_probabilities = self._draw_predictions(images)
-        average = ensemble(log_probabilities)
-        metrics = self._ensemble_metrics
-        for name in self.configure_metrics():
-            metrics[name].update(average, labels)
-        metrics["predictive_entropy"].update(entropy(average))
-        metrics["mutual_information"].update(mutual_information(log_probabilities))
-
     def predict_step(
         self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
     ) -> dict[str, Tensor]:
@@ -163,7 +121,8 @@ class BayesianClassification(HyperLightningModule):
             ``predictive_entropy`` and the ``mutual_information`` (nats).
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        log_probabilities = self._draw_predictions(images)
+        gammas = self.ensemble_gamma if self.requested is None else self.requested.shared
+        log_probabilities = predictions_at(self.predict_primaries(gammas), images)
         average = ensemble(log_probabilities)
         return {
             "predicted": average.argmax(dim=-1),
@@ -171,10 +130,3 @@ class BayesianClassification(HyperLightningModule):
             "mutual_information": mutual_information(log_probabilities),
             "probabilities": average.exp(),
         }
-
-    def _draw_predictions(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "M B C"]:
-        """Log-probabilities at each of M draws."""
-        gammas = self.ensemble_gamma if self.requested is None else self.requested.shared
-        draws = self.evaluation_draws.of(self.model, gammas)
-        logits = [drawn.run(self.model, images) for drawn in draws]
-        return at_least_float32(torch.stack(logits)).log_softmax(dim=-1)

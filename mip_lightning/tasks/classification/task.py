@@ -1,20 +1,19 @@
 """Scale-space classification: one classifier for every factor of rescaling within it."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
 
-from mip_lightning.core._minibatch import StepOutput
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
-from mip_lightning.core.parameter_groups import GroupOptions
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.outputs import StepOutput
 from mip_lightning.errors import UsageError
-from mip_lightning.hypernetworks.hypermodel import Formulation
-from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.hypernetworks.theta import ThetaConfig
 from mip_lightning.priors import Prior, Uniform
 from mip_lightning.tasks._label_range import LabelRange
@@ -28,7 +27,7 @@ class Classification(HyperLightningModule):
     """Classification by cross-entropy; gamma is what the primary network makes of it.
 
     A primary whose ``forward`` has an argument ``gamma`` gets it, as ``ScaleSpaceResNet``, which
-    rescales by it: 0.5 halves. What is not said is the paper's for these.
+    rescales by it: 0.5 halves. Defaults follow the paper.
 
     Validation and test log the top-1 accuracy, averaged over the grid of gamma and at its best;
     ``val_accuracy`` chooses the checkpoint.
@@ -38,19 +37,11 @@ class Classification(HyperLightningModule):
     Args:
         primary: A classifier: ``(B, ...)``, and gamma if it asks for it, to logits ``(B, C)``.
         prior: p(gamma); by default uniform in [0, 0.5].
-        formulation: ``default``, ``input``, ``output`` or ``mip``.
-        hypernetwork: Architecture of the hypernetwork.
-        theta: Which parameters are predicted, and how theta0 starts and trains; by default with
-            the paper's weight decay.
-        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
-            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
-        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
-            or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
-        validation_grid_size: Number of gamma over which validation sweeps.
-        test_grid_size: Number of gamma over which test sweeps.
+        theta: As in ``HyperLightningModule``; by default with the paper's weight decay.
         label_smoothing: Share of the target spread over all classes, in [0, 1), in the loss.
         ranks_share_gamma: Whether all ranks draw the same gamma, so that none waits for another
             that has larger images.
+        options: Further arguments of ``HyperLightningModule``.
 
     Raises:
         UsageError: If ``label_smoothing`` is out of range, or as ``HyperLightningModule`` raises.
@@ -63,49 +54,37 @@ class Classification(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior | None = None,
-        formulation: Formulation = "mip",
-        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(weight_decay=1e-3),
-        group_options: GroupOptions | None = None,
-        draws_per_batch: DrawsPerBatch = 1,
-        validation_grid_size: int = 5,
-        test_grid_size: int = 11,
         label_smoothing: float = 0.1,
         ranks_share_gamma: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            primary,
-            Uniform(0.0, 0.5) if prior is None else prior,
-            formulation,
-            hypernetwork,
-            theta,
-            group_options,
-            draws_per_batch,
-            validation_grid_size,
-            test_grid_size,
-        )
+        prior = Uniform(0.0, 0.5) if prior is None else prior
+        super().__init__(primary, prior, theta=theta, **options)
         if not 0.0 <= label_smoothing < 1.0:
             raise UsageError(f"label_smoothing={label_smoothing}: give a share in [0, 1)")
         self.label_smoothing = label_smoothing
         self.ranks_share_gamma = ranks_share_gamma
         self._label_range = LabelRange()
 
-    def loss(self, batch: ImagesAndLabels, gamma: Float[Tensor, "K D"]) -> StepOutput:
+    @override
+    def loss(self, batch: ImagesAndLabels, primary: PrimaryAtGamma) -> StepOutput:
         """Cross-entropy, in nats, with label smoothing.
 
         Raises:
-            UsageError: If a label is no class of the primary.
+            UsageError: If a label is not a class of the primary.
         """
         images, labels = batch
-        logits = at_least_float32(self(images, gamma))
+        logits = at_least_float32(primary(images))
         self._label_range.check(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return StepOutput(loss, logits.detach(), labels)
 
+    @override
     def configure_metrics(self) -> dict[str, Metric]:
-        """Top-1 accuracy."""
         return {"accuracy": MulticlassAccuracy(average="micro", validate_args=False)}
 
+    @override
     def predict_step(
         self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
     ) -> dict[str, Tensor]:
@@ -122,8 +101,6 @@ class Classification(HyperLightningModule):
             UsageError: If none was asked for, or several.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
-        if self.requested is None:
-            raise UsageError("Classification predicts at a gamma: give predict --gamma 0.3")
-        (drawn,) = self.evaluation_draws.of(self.model, self.requested.single)
-        logits = at_least_float32(drawn.run(self.model, images))
+        (primary,) = self.predict_primaries(self.required_gamma.single)
+        logits = at_least_float32(primary(images))
         return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

@@ -7,10 +7,16 @@ from mip_lightning.tasks.registration.losses import (
     SquaredGradientPenalty,
     TotalVariationPenalty,
 )
-from mip_lightning.tasks.registration.metrics import FoldedShare, GradientMagnitude, MeanDice
+from mip_lightning.tasks.registration.metrics import (
+    DiceBefore,
+    FoldedShare,
+    GradientMagnitude,
+    MeanDice,
+)
 from mip_lightning.tasks.registration.task import Registration
 
 __all__ = [
+    "DiceBefore",
     "Displacement",
     "FoldedShare",
     "GradientMagnitude",

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.spatial_transform import warp
@@ -67,6 +68,16 @@ class MeanDice(LabelDice):
         found = warp(moving, displacement, "nearest")
         expected = pair["fixed_labels"].to(displacement.dtype)
         self.add(clear_padding(found, pair), clear_padding(expected, pair))
+
+
+class DiceBefore(MeanDice):
+    """Dice of the labels before registration: of a displacement by nothing, whatever gamma is."""
+
+    @override
+    def update(self, batch: Pair, primaries: object) -> None:  # type: ignore[override]  # an extra metric
+        moving = batch["moving"]
+        shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
+        super().update(torch.zeros(shape, device=moving.device, dtype=torch.float32), batch)
 
 
 class _MeanOverVoxels(Metric):

@@ -11,14 +11,12 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from typing_extensions import override
 
-from mip_lightning.core._minibatch import DrawnGamma, StepOutput, Volume
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule, Stage
-from mip_lightning.core.parameter_groups import GroupOptions
+from mip_lightning.core.evaluation import Stage
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.outputs import StepOutput, Volume
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.spatial_transform import warp
-from mip_lightning.hypernetworks.hypermodel import Formulation
-from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
-from mip_lightning.hypernetworks.theta import ThetaConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior, Uniform, format_gamma
 from mip_lightning.tasks._volumes import in_the_middle
 from mip_lightning.tasks.registration.deformation import (
@@ -30,6 +28,7 @@ from mip_lightning.tasks.registration.deformation import (
 from mip_lightning.tasks.registration.figure import plot_registration
 from mip_lightning.tasks.registration.losses import SquaredError, TotalVariationPenalty
 from mip_lightning.tasks.registration.metrics import (
+    DiceBefore,
     FoldedShare,
     GradientMagnitude,
     MeanDice,
@@ -43,12 +42,12 @@ class Registration(HyperLightningModule):
 
     The primary maps both images, ``(B, 2, *S)``, to a flow ``(B, D, *S)``. The loss is
     ``(1 - gamma) similarity(warped, fixed) + gamma regularization(flow)``, gamma in [0, 1]: at 0
-    the images alone count, at 1 nothing moves. What is not said is the paper's.
+    the images alone count, at 1 nothing moves. Defaults follow the paper.
 
     Validation and test log, averaged over the grid and at the best gamma, the mean Dice of the
     warped labels (``val_dice_best`` chooses the checkpoint), the share of folded voxels and the
-    mean gradient magnitude of the displacement, and beside them ``val_dice_before``, the Dice
-    before registration. ``curves["dice"].by_label`` holds each label's.
+    mean gradient magnitude of the displacement, and ``val_dice_before``, the Dice before
+    registration. In a result ``curves["dice"].by_label`` holds each label's.
 
     Source: paper, Sections 5.1 and A.3; Hoopes et al., "Learning the Effect of Registration
     Hyperparameters with HyperMorph", 2022, Equation 4.
@@ -56,15 +55,6 @@ class Registration(HyperLightningModule):
     Args:
         primary: Network from 2 channels to as many as the images have dimensions.
         prior: p(gamma) in [0, 1]; by default uniform.
-        formulation: ``default``, ``input``, ``output`` or ``mip``.
-        hypernetwork: Architecture of the hypernetwork.
-        theta: Which parameters are predicted, and how theta0 starts and trains.
-        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
-            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
-        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
-            or ``one_per_sample``.
-        validation_grid_size: Number of gamma over which validation sweeps.
-        test_grid_size: Number of gamma over which test sweeps.
         similarity: Module that maps (warped, fixed) to a mean; by default ``SquaredError()``.
         regularization: Module that maps a field ``(B, D, *R)`` to a mean; by default
             ``TotalVariationPenalty()``.
@@ -73,6 +63,7 @@ class Registration(HyperLightningModule):
             of the fixed image, warped by the inverse, and the moving one.
         divisible_by: Images are padded by zeros to multiples of this and the flow is cropped back;
             32 serves networks that halve an image up to five times.
+        options: Further arguments of ``HyperLightningModule``.
 
     Raises:
         UsageError: If the prior has several dimensions or leaves [0, 1], ``divisible_by`` is below
@@ -82,35 +73,22 @@ class Registration(HyperLightningModule):
     monitor: ClassVar[str] = "val_dice_best"
     mode: ClassVar[Literal["min", "max"]] = "max"
     predicts_volumes: ClassVar[bool] = True
+    references: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "dice": ("before registration", "dice_before")
+    }
 
     def __init__(
         self,
         primary: nn.Module,
         prior: Prior | None = None,
-        formulation: Formulation = "mip",
-        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
-        theta: ThetaConfig = ThetaConfig(),
-        group_options: GroupOptions | None = None,
-        draws_per_batch: DrawsPerBatch = 1,
-        validation_grid_size: int = 5,
-        test_grid_size: int = 11,
         similarity: nn.Module | None = None,
         regularization: nn.Module | None = None,
         deformation: Deformation | None = None,
         bidirectional: bool = False,
         divisible_by: int = 32,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            primary,
-            Uniform(0.0, 1.0) if prior is None else prior,
-            formulation,
-            hypernetwork,
-            theta,
-            group_options,
-            draws_per_batch,
-            validation_grid_size,
-            test_grid_size,
-        )
+        super().__init__(primary, Uniform(0.0, 1.0) if prior is None else prior, **options)
         _check_prior(self.model.prior)
         if divisible_by < 1:
             raise UsageError(f"divisible_by={divisible_by}: give 1 or more")
@@ -124,21 +102,19 @@ class Registration(HyperLightningModule):
             )
         self.bidirectional = bidirectional
         self.divisible_by = divisible_by
-        # In a mapping it is not a submodule, and so keeps its own precision.
-        self._extra_metrics = {"dice_before": MeanDice()}
 
-    def flow(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "B axes *S"]:
+    def flow(self, batch: Pair, primary: PrimaryAtGamma) -> Float[Tensor, "B axes *S"]:
         """What the primary makes of the images, in voxels.
 
         Raises:
-            UsageError: If it is no flow of the images' size.
+            UsageError: If it is not a flow of the images' size.
         """
         moving, fixed = batch["moving"], batch["fixed"]
         size = moving.shape[2:]
         margins = [-length % self.divisible_by for length in size]
         around = [m for margin in reversed(margins) for m in (margin // 2, margin - margin // 2)]
         images = torch.cat([moving, fixed], dim=1)
-        flow: Tensor = self(F.pad(images, around) if any(margins) else images, gamma)
+        flow: Tensor = primary(F.pad(images, around) if any(margins) else images)
         for axis, (length, margin) in enumerate(zip(size, margins, strict=True), start=2):
             flow = flow.narrow(axis, margin // 2, length) if margin else flow
         if flow.shape != (len(moving), len(size), *size):
@@ -149,17 +125,15 @@ class Registration(HyperLightningModule):
         # Positions of voxels are beyond half precision: bf16 knows 256 and 258, but not 257.
         return at_least_float32(flow)
 
-    def deformed(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> Deformed:
-        """The displacement of a batch at gamma, and the field that is regularized.
-
-        A gamma that a user gives is checked, one that this module drew is not.
-        """
-        deformed: Deformed = self.deformation(self.flow(batch, gamma))
+    def deformed(self, batch: Pair, primary: PrimaryAtGamma) -> Deformed:
+        """The displacement of a batch, and the field that is regularized."""
+        deformed: Deformed = self.deformation(self.flow(batch, primary))
         return deformed
 
-    def loss(self, batch: Pair, gamma: Float[Tensor, "K D"]) -> StepOutput:
+    @override
+    def loss(self, batch: Pair, primary: PrimaryAtGamma) -> StepOutput:
         """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs."""
-        flow = self.flow(batch, gamma)
+        flow, gamma = self.flow(batch, primary), primary.gamma
         moving, fixed = batch["moving"].to(flow.dtype), batch["fixed"].to(flow.dtype)
         with torch.autocast(flow.device.type, enabled=False):
             displacement, field = self.deformation(flow)
@@ -185,14 +159,15 @@ class Registration(HyperLightningModule):
         )
         return torch.stack([self.similarity(w, f) for w, f in groups])
 
+    @override
     def configure_metrics(self) -> dict[str, Metric]:
-        """Mean Dice, share of folded voxels, mean gradient magnitude."""
         return {
             "dice": MeanDice(),
             "folded_share": FoldedShare(),
             "gradient_magnitude": GradientMagnitude(),
         }
 
+    @override
     def sample_names(self, batch: Pair) -> Sequence[str]:
         """``MOVING_to_FIXED`` for each pair."""
         if "moving_name" not in batch or "fixed_name" not in batch:
@@ -201,22 +176,10 @@ class Registration(HyperLightningModule):
         return [f"{moving}_to_{fixed}" for moving, fixed in names]
 
     @override
-    def extra_metrics(self, stage: Stage) -> Mapping[str, Metric]:
-        return self._extra_metrics
+    def configure_extra_metrics(self, stage: Stage) -> dict[str, Metric]:
+        return {"dice_before": DiceBefore()}
 
     @override
-    def update_extra_metrics(self, batch: Pair, stage: Stage) -> None:
-        moving = batch["moving"]
-        shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
-        nowhere = torch.zeros(shape, device=moving.device, dtype=torch.float32)
-        self._extra_metrics["dice_before"].update(nowhere, batch)
-
-    @property
-    @override
-    def references(self) -> dict[str, tuple[str, float]]:
-        before = self.extra_values.get("dice_before")
-        return {} if before is None else {"dice": ("before registration", float(before))}
-
     def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
         """Warped image, warped labels and displacement of each pair at each requested gamma.
 
@@ -230,15 +193,13 @@ class Registration(HyperLightningModule):
         volumes = []
         for index, name in enumerate(names):
             pair: Any = {key: _one(values, index) for key, values in batch.items()}
-            for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
-                volumes += self._volumes(
-                    pair, drawn, f"{name}/gamma_{format_gamma(drawn.gamma[0])}"
-                )
+            for primary in self.predict_primaries(self.required_gamma.of_sample(name)):
+                stem = f"{name}/gamma_{format_gamma(primary.gamma[0])}"
+                volumes += self._volumes(pair, primary, stem)
         return volumes
 
-    def _volumes(self, pair: Pair, drawn: DrawnGamma, stem: str) -> list[Volume]:
-        with self._draws(drawn):
-            displacement = self.deformed(pair, drawn.gamma).displacement
+    def _volumes(self, pair: Pair, primary: PrimaryAtGamma, stem: str) -> list[Volume]:
+        displacement = self.deformed(pair, primary).displacement
         images = {"image": warp(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
         if "moving_labels" in pair:
             labels = pair["moving_labels"]
@@ -259,13 +220,12 @@ class Registration(HyperLightningModule):
             for name, image in images.items()
         ]
 
+    @override
     def plot_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
         """The first pair of a batch, warped at each gamma: image, flow as a grid, difference."""
         pair: Any = {key: _one(values, 0) for key, values in batch.items()}
-        displacements = []
-        for gamma in gammas.split(1):
-            with self._draws(DrawnGamma(gamma.to(self.device))) as drawn:
-                displacements.append(self.deformed(pair, drawn.gamma).displacement)
+        primaries = [self.model.at(gamma, check=False) for gamma in gammas.split(1)]
+        displacements = [self.deformed(pair, primary).displacement for primary in primaries]
         moving = pair["moving"].to(displacements[0].dtype)
         images = [warp(moving, displacement) for displacement in displacements]
         figure = plot_registration(

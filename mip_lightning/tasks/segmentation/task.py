@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
-from mip_lightning.core._minibatch import DrawnGamma, StepOutput, Volume
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
-from mip_lightning.core.parameter_groups import GroupOptions
+from mip_lightning.core.module import HyperLightningModule
+from mip_lightning.core.outputs import StepOutput, Volume
 from mip_lightning.errors import UsageError
-from mip_lightning.hypernetworks.hypermodel import Formulation
-from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
-from mip_lightning.hypernetworks.theta import ThetaConfig
+from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior, Uniform, format_gamma
 from mip_lightning.tasks._dice import NUM_LABELS, LabelDice
 from mip_lightning.tasks._label_range import LabelRange
@@ -54,30 +51,22 @@ class Segmentation(HyperLightningModule):
     """Labels each voxel; gamma is what the primary network makes of it.
 
     A primary whose ``forward`` has an argument ``gamma`` gets it, as ``ScaleSpaceUNet``, which
-    rescales by it: 0.5 halves. What is not said is the paper's for these.
+    rescales by it: 0.5 halves. Defaults follow the paper.
 
     Validation and test log the mean Dice without the background, over each image's own voxels,
     averaged over the grid of gamma and at its best; ``val_dice`` chooses the checkpoint.
-    ``curves["dice"].by_label`` holds each label's.
+    In a result ``curves["dice"].by_label`` holds each label's.
 
     Source: paper, Sections 5.1 and A.4.
 
     Args:
         primary: Network: ``(B, C, *S)``, and gamma if it asks for it, to logits ``(B, L, *S)``.
         prior: p(gamma); by default uniform in [0, 0.5].
-        formulation: ``default``, ``input``, ``output`` or ``mip``.
-        hypernetwork: Architecture of the hypernetwork.
-        theta: Which parameters are predicted, and how theta0 starts and trains.
-        group_options: Options of the optimizer that differ for a part of the model (``theta0``,
-            ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
-        draws_per_batch: K, the number of gamma drawn for a training batch, which must divide it;
-            or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
-        validation_grid_size: Number of gamma over which validation sweeps.
-        test_grid_size: Number of gamma over which test sweeps.
         objective: Module that maps (logits, labels) to a mean; by default
             ``CrossEntropyThenSoftDice()``, for a weighted sum ``monai.losses.DiceCELoss``.
         ranks_share_gamma: Whether all ranks draw the same gamma, so that none waits for another
             that has larger images.
+        options: Further arguments of ``HyperLightningModule``.
 
     Raises:
         UsageError: As ``HyperLightningModule`` raises.
@@ -91,47 +80,32 @@ class Segmentation(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior | None = None,
-        formulation: Formulation = "mip",
-        hypernetwork: HypernetworkConfig = HypernetworkConfig(),
-        theta: ThetaConfig = ThetaConfig(),
-        group_options: GroupOptions | None = None,
-        draws_per_batch: DrawsPerBatch = 1,
-        validation_grid_size: int = 5,
-        test_grid_size: int = 11,
         objective: nn.Module | None = None,
         ranks_share_gamma: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            primary,
-            Uniform(0.0, 0.5) if prior is None else prior,
-            formulation,
-            hypernetwork,
-            theta,
-            group_options,
-            draws_per_batch,
-            validation_grid_size,
-            test_grid_size,
-        )
+        super().__init__(primary, Uniform(0.0, 0.5) if prior is None else prior, **options)
         self.objective = CrossEntropyThenSoftDice() if objective is None else objective
         self.ranks_share_gamma = ranks_share_gamma
         self._label_range = LabelRange()
 
-    def loss(self, batch: LabelledImages, gamma: Float[Tensor, "K D"]) -> StepOutput:
+    @override
+    def loss(self, batch: LabelledImages, primary: PrimaryAtGamma) -> StepOutput:
         """The objective, over all voxels; labels for the metrics without the padding.
 
         Raises:
             UsageError: If the primary's output has another size than the image or too few or many
-                channels, a label is no class of it, or ``size`` is not that of images in the
+                channels, a label is not a class of it, or ``size`` is not that of images in the
                 middle.
         """
         labels = batch["labels"]
-        logits = self._logits(batch, gamma)
+        logits = self._logits(batch, primary)
         self._label_range.check(labels, logits.shape[1])
         loss = self.objective(logits, labels)
         return StepOutput(loss, _labels_of(logits, batch), clear_padding(labels, batch))
 
+    @override
     def configure_metrics(self) -> dict[str, Metric]:
-        """Mean Dice."""
         return {"dice": LabelDice()}
 
     @override
@@ -166,10 +140,11 @@ class Segmentation(HyperLightningModule):
         if isinstance(self.objective, CrossEntropyThenSoftDice):
             self.objective.switched = checkpoint.get(SWITCHED, self.objective.switched)
 
+    @override
     def sample_names(self, batch: LabelledImages) -> Sequence[str]:
-        """The name of each image."""
         return batch["name"] if "name" in batch else super().sample_names(batch)
 
+    @override
     def predict_step(self, batch: LabelledImages, batch_idx: int) -> list[Volume]:
         """The predicted labels of each image at each requested gamma, in its own size.
 
@@ -182,19 +157,20 @@ class Segmentation(HyperLightningModule):
             image = one["image"]
             box = in_the_middle(image.shape[2:], one["size"][0] if "size" in one else None)
             affine = torch.as_tensor(one["affine"][0]).cpu() if "affine" in one else torch.eye(4)
-            for drawn in self.evaluation_draws.of(self.model, self.requested_gamma(name)):
-                found = self._labels_at(one, drawn)[box].cpu()
-                stem = f"{name}/gamma_{format_gamma(drawn.gamma[0])}"
+            for primary in self.predict_primaries(self.required_gamma.of_sample(name)):
+                found = self._labels_at(one, primary)[box].cpu()
+                stem = f"{name}/gamma_{format_gamma(primary.gamma[0])}"
                 volumes.append(Volume(f"{stem}_labels", found, affine))
         return volumes
 
+    @override
     def plot_examples(
         self, batch: LabelledImages, gammas: Float[Tensor, "n D"]
     ) -> dict[str, Figure]:
         """The first image of a batch: its labels, and those predicted at each gamma."""
         one = _one(batch, 0)
-        draws = map(DrawnGamma, gammas.split(1))
-        found = torch.stack([self._labels_at(one, drawn).cpu() for drawn in draws])
+        primaries = [self.model.at(gamma, check=False) for gamma in gammas.split(1)]
+        found = torch.stack([self._labels_at(one, primary).cpu() for primary in primaries])
         figure = plot_segmentation(
             at_least_float32(one["image"][0, 0]).cpu(),
             one["labels"][0, 0].cpu(),
@@ -205,14 +181,12 @@ class Segmentation(HyperLightningModule):
         )
         return {"segmentation": figure}
 
-    def _labels_at(self, one: LabelledImages, drawn: DrawnGamma) -> Tensor:
-        with self._draws(drawn):
-            labels: Tensor = _labels_of(self._logits(one, drawn.gamma), one)[0, 0]
-        return labels
+    def _labels_at(self, one: LabelledImages, primary: PrimaryAtGamma) -> Tensor:
+        return _labels_of(self._logits(one, primary), one)[0, 0]
 
-    def _logits(self, batch: LabelledImages, gamma: Float[Tensor, "K D"]) -> Tensor:
+    def _logits(self, batch: LabelledImages, primary: PrimaryAtGamma) -> Tensor:
         image = batch["image"]
-        logits: Tensor = self(image, gamma)
+        logits: Tensor = primary(image)
         if not 2 <= logits.shape[1] <= NUM_LABELS:
             raise UsageError(
                 f"primary: {type(self.model.primary).__name__} gives {logits.shape[1]} channels:"

@@ -1,0 +1,56 @@
+"""The samples of a batch: how many there are, and some of them."""
+
+import copy
+from collections.abc import MutableMapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from mip_lightning.errors import UsageError
+from mip_lightning.utilities.nested import tensors_in
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples: the length of the first tensor in a batch.
+
+    Raises:
+        UsageError: If the batch holds no tensor.
+    """
+    for tensor in tensors_in(batch):
+        return len(tensor)
+    raise UsageError(f"a batch of type {type(batch).__name__} holds no tensor to count samples by")
+
+
+def take_samples(value: Any, which: slice, size: int) -> Any:
+    """Some samples of a batch: of tensors, arrays, and lists with an item for each sample.
+
+    Args:
+        value: A batch, or a part of one.
+        which: The samples.
+        size: Number of samples in the batch.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value[which] if value.ndim and len(value) == size else value
+    if isinstance(value, MutableMapping):
+        some = copy.copy(value)  # of its own type
+        some.update({key: take_samples(part, which, size) for key, part in value.items()})
+        return some
+    if isinstance(value, (list, tuple)):
+        tensors = [part for part in value if isinstance(part, Tensor)]
+        is_of_fields = bool(tensors) and all(t.ndim and len(t) == size for t in tensors)
+        if len(value) == size and not is_of_fields:
+            return value[which]
+        parts = [take_samples(part, which, size) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return replace(value, **{k: take_samples(part, which, size) for k, part in own.items()})
+    if not isinstance(value, (str, int, float, type(None))):
+        rank_zero_warn(
+            f"samples cannot be taken from a {type(value).__name__}: all in it count, those that"
+            " ranks repeat too"
+        )
+    return value
