@@ -1,4 +1,4 @@
-"""What a sweep over gamma costs in evaluation, beside that of an ordinary network."""
+"""What a sweep over gamma costs in evaluation, compared with that of an ordinary network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

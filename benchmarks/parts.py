@@ -20,7 +20,7 @@ DRAWS = (1, 4, 8, 16)
 
 
 def run(rounds: int = 15, small: bool = False, out: Path | None = None) -> None:
-    """A head by itself, by torch's ordinary way and by this library's, beside a copy of its weight.
+    """A head by itself, by torch's ordinary way and by this library's, and a copy of its weight.
 
     ``forward`` is the product with K hidden activations, ``backward`` also that with K gradients
     and the gradient of the weight, ``update`` a step of Adam; ``update, 2^n`` in blocks of 2^n

@@ -64,8 +64,8 @@ def run(
     formulations, ``mip-written-out`` is ``mip`` with torch's fused Adam, which has the head's
     gradient written out. ``hyperlight-adam`` and ``hyperlight-fused`` are the package hyperlight
     with torch's Adam as it is by default, and fused. All have hidden layers of 16 and 128.
-    ``bound`` is no network: the time of ``plain`` and that of the bytes of the head that have to
-    be moved, at the speed of a copy of memory that no cache holds.
+    ``bound`` is not a network, but the time of ``plain`` and that of the bytes of the head that
+    have to be moved, at the speed of a copy of memory that no cache holds.
 
     Args:
         rounds: Number of rounds.
