@@ -69,13 +69,17 @@ class StepTable:
     Args:
         path: The CSV file.
         columns: Names of the columns.
-        resumed_at: The checkpoint's step; ``None`` if the run starts anew.
+        resumed_at: The checkpoint's step; ``None`` for a run that is not resumed.
+        is_written: Whether this process writes the file; if not, nothing happens.
 
     Raises:
         UsageError: If two columns have one name.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], resumed_at: int | None) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], resumed_at: int | None, is_written: bool = True
+    ) -> None:
+        self._is_written = is_written
         self.columns = list(columns)
         for column in self.columns:
             if self.columns.count(column) > 1:
@@ -84,11 +88,8 @@ class StepTable:
                     " this name in the prior another one"
                 )
         self.rows: list[Mapping[str, Value]] = []
-        if resumed_at is None:
-            self.path = first_free(path)
-            return
-        self.path = path
-        if path.is_file():
+        self.path = first_free(path) if resumed_at is None and is_written else path
+        if resumed_at is not None and is_written and path.is_file():
             with path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
             with replacing(path) as unfinished:
@@ -101,6 +102,8 @@ class StepTable:
 
     def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
         """Add rows, in memory and in the file."""
+        if not self._is_written:
+            return
         new = list(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(self.path, new, "a")

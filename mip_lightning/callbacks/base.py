@@ -1,17 +1,21 @@
 """HyperCallback: what callbacks that look into a hypernetwork share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
+from typing_extensions import override
 
-from mip_lightning.callbacks._files import run_folder
+from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder, writes_files
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.outputs import TrainingBatch
 from mip_lightning.errors import UsageError
 
 
 class HyperCallback(Callback):
-    """Refuses what is no HyperLightningModule, and learns the run's folder.
+    """A callback on a HyperLightningModule: it knows the run's folder, and writes there.
 
     Attributes:
         folder: Where the run's files go, once ``setup`` was called.
@@ -20,11 +24,12 @@ class HyperCallback(Callback):
     def __init__(self) -> None:
         self.folder = Path()
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learn the run's folder, on all ranks.
 
         Raises:
-            UsageError: If the module is no HyperLightningModule.
+            UsageError: If the module is not a HyperLightningModule.
         """
         if not isinstance(pl_module, HyperLightningModule):
             raise UsageError(
@@ -32,6 +37,33 @@ class HyperCallback(Callback):
                 " HyperLightningModule"
             )
         self.folder = run_folder(trainer)
+
+    def table(self, trainer: Trainer, name: str, columns: Sequence[str]) -> StepTable:
+        """A table of the run's folder, written on rank 0; make it when training starts, or later.
+
+        A resumed run goes on with its table, without the rows that the interrupted one wrote after
+        the checkpoint. Any other run takes a new name if the file is there.
+
+        Args:
+            trainer: The trainer.
+            name: Name of the CSV file.
+            columns: Names of the columns; in training the first is ``step``.
+        """
+        resumes = trainer.state.fn == TrainerFn.FITTING and trainer.ckpt_path is not None
+        resumed_at = trainer.global_step if resumes else None
+        return StepTable(self.folder / name, columns, resumed_at, writes_files(trainer))
+
+    def publish(self, trainer: Trainer, figure: Figure, path: Path, tag: str | None = None) -> None:
+        """Write a figure as PNG, and to each logger that takes figures, on rank 0.
+
+        Args:
+            trainer: The trainer.
+            figure: The figure.
+            path: The PNG file.
+            tag: Name in the loggers; by default that of the file.
+        """
+        if writes_files(trainer):
+            publish_figure(trainer, figure, path, tag)
 
 
 def hyper_module(pl_module: LightningModule) -> HyperLightningModule:

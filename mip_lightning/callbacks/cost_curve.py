@@ -1,24 +1,24 @@
 """CostCurve: how good the primary is at each gamma, against what it costs there."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
-from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks._files import writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
 from mip_lightning.core.module import HyperLightningModule
-from mip_lightning.diagnostics._style import symbol
-from mip_lightning.diagnostics.cost import PrimaryCost, pareto_front
+from mip_lightning.diagnostics.cost import (
+    FLOPS,
+    MILLISECONDS,
+    ON_FRONT,
+    PrimaryCost,
+    pareto_front,
+    plot_cost,
+)
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import Value
 from mip_lightning.utilities.nested import Inputs
-
-FLOPS, MILLISECONDS, ON_FRONT = "flops", "milliseconds", "on_pareto_front"
 
 
 class CostCurve(HyperCallback):
@@ -74,15 +74,15 @@ class CostCurve(HyperCallback):
         module = hyper_module(pl_module)
         with trainer.precision_plugin.forward_context():
             rows = self._rows(module, self._inputs)
-        table = StepTable(self.folder / "test_cost_curve.csv", list(rows[0]), None)
+        table = self.table(trainer, "test_cost_curve.csv", list(rows[0]))
         table.append(rows)
-        figure = draw(rows, module.model.prior.names, self.metric or module.monitored_metric)
+        figure = plot_cost(rows, module.model.prior.names, self.metric or module.monitored_metric)
         figure.suptitle(
             f"{type(module.model.primary).__name__}: one model, its cost chosen by"
             r" $\gamma$ (test data)"
         )
         path = table.path.with_suffix(".png")
-        publish_figure(trainer, figure, path)
+        self.publish(trainer, figure, path)
         rank_zero_info(f"Test metrics against cost: {path} (and .csv)")
 
     def _rows(self, module: HyperLightningModule, inputs: Inputs) -> list[dict[str, Value]]:
@@ -104,43 +104,3 @@ class CostCurve(HyperCallback):
             }
             for index, gamma in enumerate(grid.tolist())
         ]
-
-
-def draw(rows: Sequence[Mapping[str, Any]], gammas: Sequence[str], metric: str) -> Figure:
-    """The metric against FLOPs and against time, each point coloured by gamma.
-
-    Args:
-        rows: As in the CSV file.
-        gammas: Name of each dimension of gamma; the first gives the colour.
-        metric: Name of the metric.
-    """
-    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    front = sorted((row for row in rows if row[ON_FRONT]), key=lambda row: row[FLOPS])
-    left.plot(
-        [row[FLOPS] / 1e9 for row in front],
-        [row[metric] for row in front],
-        color="grey",
-        ls="--",
-        label="Pareto front",
-        zorder=0,
-    )
-    _points(left, rows, [row[FLOPS] / 1e9 for row in rows], gammas[0], metric)
-    left.set_xlabel("GFLOPs of the primary for a sample")
-    left.legend(fontsize="small")
-    points = _points(right, rows, [row[MILLISECONDS] for row in rows], gammas[0], metric)
-    right.set_xlabel("wall time of the primary for a sample, ms")
-    figure.colorbar(points, ax=right, label=symbol(gammas[0]))
-    return figure
-
-
-def _points(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], gamma: str, metric: str
-) -> Any:
-    word = metric.replace("_", " ")
-    axes.set_ylabel(word)
-    axes.set_title(f"{word} against cost")
-    axes.grid(alpha=0.3)
-    colour = [row[gamma] for row in rows]
-    scale = Normalize(min(colour), max(colour))
-    return axes.scatter(x, [row[metric] for row in rows], c=colour, norm=scale, cmap="viridis")

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mip_lightning.callbacks._files import publish_figure, writes_files
+from mip_lightning.callbacks._files import writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.modes import eval_mode
@@ -52,16 +52,16 @@ class ExampleFigures(HyperCallback):
         if batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._batch = batch
             if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-                self._draw_kept(trainer, pl_module)
+                self._plot_kept(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation's batch, if it is not, whatever has ended training."""
         with eval_mode(pl_module):
-            self._draw_kept(trainer, pl_module)
+            self._plot_kept(trainer, pl_module)
 
-    def _draw_kept(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _plot_kept(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._batch is not None:
-            self._draw(trainer, pl_module, self._batch, "val", f"_{trainer.global_step}")
+            self._plot(trainer, pl_module, self._batch, "val", f"_{trainer.global_step}")
             self._batch = None
 
     def on_test_batch_end(
@@ -75,9 +75,9 @@ class ExampleFigures(HyperCallback):
     ) -> None:
         """Draw the first batch."""
         if batch_idx == 0:
-            self._draw(trainer, pl_module, batch, "test", "")
+            self._plot(trainer, pl_module, batch, "test", "")
 
-    def _draw(
+    def _plot(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: str, suffix: str
     ) -> None:
         if not writes_files(trainer):
@@ -87,4 +87,4 @@ class ExampleFigures(HyperCallback):
             figures = module.plot_examples(batch, module.model.prior.grid(self.num_gammas))
         for name, figure in figures.items():
             tag = f"{stage}_{name}"
-            publish_figure(trainer, figure, self.folder / f"{tag}{suffix}.png", tag)
+            self.publish(trainer, figure, self.folder / f"{tag}{suffix}.png", tag)

@@ -1,26 +1,25 @@
 """GammaCurve: each evaluation metric against gamma."""
 
-import math
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder, writes_files
 from mip_lightning.core.evaluation import Curve, EvaluationResult, Stage
 from mip_lightning.core.module import HyperLightningModule
-from mip_lightning.diagnostics._style import symbol
-from mip_lightning.diagnostics.curves import label_rows, plot_labels
+from mip_lightning.diagnostics.curves import (
+    IS_BEST,
+    cells_with_mark,
+    label_rows,
+    plot_curves,
+    plot_labels,
+)
 from mip_lightning.errors import UsageError
-
-IS_BEST = "_is_best"
-"""What follows a metric's name in the name of the column that marks its best gamma."""
 
 
 class GammaCurve(Callback):
@@ -73,12 +72,12 @@ class GammaCurve(Callback):
             self._curves = dict(_result(pl_module, "val").curves)
             is_fit = trainer.state.fn == TrainerFn.FITTING
             if not is_fit or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-                self._draw_validation(trainer, pl_module)
+                self._plot_validation(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last validation's curves."""
         if isinstance(pl_module, HyperLightningModule) and self._curves:
-            self._draw_validation(trainer, pl_module)
+            self._plot_validation(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and draw the test curves, and say where they are."""
@@ -112,7 +111,7 @@ class GammaCurve(Callback):
         publish_figure(trainer, plot_labels(*about), path)
         rank_zero_info(f"{name} of each label against gamma: {path} (and .csv)")
 
-    def _draw_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
+    def _plot_validation(self, trainer: Trainer, pl_module: HyperLightningModule) -> None:
         assert self._table is not None
         result = _result(pl_module, "val")
         grid = result.grid
@@ -138,59 +137,12 @@ class GammaCurve(Callback):
                 [*when, *dimensions, *curves, *marks],
                 self._resumed_at,
             )
-        metrics = zip(*(_with_mark(name, curve) for name, curve in curves.items()), strict=True)
+        cells_of = [cells_with_mark(name, curve) for name, curve in curves.items()]
         self._table.append(
             {**when, **dict(zip(dimensions, gamma, strict=True)), **ChainMap(*cells)}
-            for gamma, cells in zip(grid.tolist(), metrics, strict=True)
+            for gamma, cells in zip(grid.tolist(), zip(*cells_of, strict=True), strict=True)
         )
         return self._table.path
-
-
-def _with_mark(name: str, curve: Curve) -> list[dict[str, float]]:
-    """A metric at each gamma and, if it has a better end, whether this gamma is its best."""
-    cells = [{name: value} for value in curve.values.tolist()]
-    if curve.higher_is_better is not None:
-        for index, cell in enumerate(cells):
-            cell[f"{name}{IS_BEST}"] = int(index == curve.best and not math.isnan(cell[name]))
-    return cells
-
-
-def plot_curves(
-    gammas: Sequence[str],
-    grid: Float[Tensor, "n D"],
-    curves: dict[str, Curve],
-    references: Mapping[str, tuple[str, float]],
-) -> Figure:
-    """A panel for each metric: its value at each gamma, its mean, and its best gamma.
-
-    Args:
-        gammas: Name of each dimension of gamma.
-        grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
-        curves: The metrics by name.
-        references: What to show beside a metric, by its name: a label and a value.
-    """
-    one = grid.shape[1] == 1
-    x = grid[:, 0] if one else grid.norm(dim=1)
-    order = x.argsort()
-    figure = Figure(figsize=(3.6 * len(curves), 3.6), layout="constrained")
-    for axes, (name, curve) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        values = curve.values.cpu()
-        axes.plot(x[order], values[order], "o-")
-        axes.axhline(float(curve.mean), color="grey", ls=":", label=f"mean {curve.mean:.4g}")
-        if curve.best is not None:
-            best = float(values[curve.best])
-            axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")
-        if name in references:
-            label, value = references[name]
-            axes.axhline(value, color="C1", ls="--", label=f"{label} {value:.4g}")
-        axes.set_title(name.replace("_", " "))
-        axes.set_xlabel(symbol(gammas[0]) if one else r"$|\gamma|$")
-        axes.set_ylabel(name.replace("_", " "))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    return figure
 
 
 def _result(module: HyperLightningModule, stage: Stage) -> EvaluationResult:

@@ -1,37 +1,24 @@
 """GradientStats: how large gradients are, and how much they vary (paper, Figure 3c)."""
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mip_lightning.callbacks._files import StepTable, publish_figure, writes_files
+from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks._records import MinibatchRecords
 from mip_lightning.callbacks.base import HyperCallback, hyper_module, latest_batch
-from mip_lightning.diagnostics._style import symbol
-from mip_lightning.diagnostics.gradients import PARTS, GradientNorms
-from mip_lightning.errors import UsageError
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-STATISTICS = (
-    "count",
-    "mean",
-    "std",
-    "coefficient_of_variation",
-    "minimum",
-    *(f"quantile_{100 * q:.0f}" for q in QUANTILES),
-    "maximum",
+from mip_lightning.diagnostics.gradients import (
+    PARTS,
+    STATISTICS,
+    GradientNorms,
+    plot_gradient_statistics,
+    statistics,
 )
+from mip_lightning.errors import UsageError
 
 
 class GradientStats(HyperCallback):
@@ -74,12 +61,11 @@ class GradientStats(HyperCallback):
         columns = ["step", "epoch", "batch", "rank", *gammas, *PARTS]
         self._records = MinibatchRecords(columns)
         if writes_files(trainer):
-            resumed_at = trainer.global_step if trainer.ckpt_path else None
-            self._minibatches = StepTable(self.folder / "gradient_norms.csv", columns, resumed_at)
-            self._epochs = StepTable(
-                self.folder / "gradient_stats.csv",
+            self._minibatches = self.table(trainer, "gradient_norms.csv", columns)
+            self._epochs = self.table(
+                trainer,
+                "gradient_stats.csv",
                 ["step", "epoch", "part", *STATISTICS],
-                resumed_at,
             )
 
     def on_train_batch_start(
@@ -158,79 +144,15 @@ class GradientStats(HyperCallback):
         if self._epochs is None or self._minibatches is None or not self._epochs.rows:
             return
         model = hyper_module(pl_module).model
-        figure = draw(self._epochs.rows, self._minibatches.rows, model.prior.names)
+        figure = plot_gradient_statistics(
+            self._epochs.rows, self._minibatches.rows, model.prior.names
+        )
         figure.suptitle(
             f"Gradients of {type(model.primary).__name__}, formulation: {model.formulation}"
         )
         path = self._epochs.path.with_suffix(".png")
-        publish_figure(trainer, figure, path)
+        self.publish(trainer, figure, path)
         rank_zero_info(f"Gradients: {path}")
-
-
-def statistics(values: Float[Tensor, " n"]) -> dict[str, float]:
-    """``STATISTICS`` of numbers, in float64; standard deviation with n - 1, 0 where n is 1."""
-    values = values.double()
-    mean = float(values.mean())
-    std = float(values.std()) if len(values) > 1 else 0.0
-    quantiles = torch.quantile(values, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
-    figures = [len(values), mean, std, std / mean if mean else 0.0]
-    figures += [float(values.min()), *quantiles, float(values.max())]
-    return dict(zip(STATISTICS, figures, strict=True))
-
-
-def draw(
-    epochs: list[Mapping[str, Any]], minibatches: list[Mapping[str, Any]], gammas: tuple[str, ...]
-) -> Figure:
-    """Mean and standard deviation against epochs, and the norm against the gamma drawn.
-
-    Args:
-        epochs: Rows of ``gradient_stats.csv``.
-        minibatches: Rows of ``gradient_norms.csv``.
-        gammas: Name of each dimension of gamma.
-    """
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for color, part in enumerate(PARTS):
-        _draw_epochs(left, f"C{color}", part, [row for row in epochs if row["part"] == part])
-    left.set_title("mean over each epoch's minibatches, ± standard deviation")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_xlabel("epoch")
-    left.set_ylabel("norm of the gradient")
-    _scale(left, [float(row["mean"]) for row in epochs])
-    left.grid(alpha=0.3)
-    left.legend(fontsize="small", title="with respect to")
-    gamma = torch.tensor([[float(row[name]) for name in gammas] for row in minibatches])
-    x = gamma[:, 0] if len(gammas) == 1 else gamma.norm(dim=1)
-    norms = [float(row["theta"]) for row in minibatches]
-    points = right.scatter(
-        x,
-        norms,
-        c=[int(row["epoch"]) + 1 for row in minibatches],
-        s=6,
-    )
-    figure.colorbar(points, ax=right, label="epoch")
-    right.set_title(r"each minibatch, with respect to $\theta$")
-    right.set_xlabel(
-        f"hypernetwork input {symbol(gammas[0])}" if len(gammas) == 1 else r"norm of $\gamma$"
-    )
-    right.set_ylabel(r"norm of the gradient with respect to $\theta$")
-    _scale(right, norms)
-    right.grid(alpha=0.3)
-    return figure
-
-
-def _draw_epochs(axes: Axes, color: str, part: str, rows: list[Mapping[str, Any]]) -> None:
-    epoch = [int(row["epoch"]) for row in rows]
-    mean, std = (torch.tensor([float(row[name]) for row in rows]) for name in ("mean", "std"))
-    label = {"theta": r"$\theta$", "theta0": r"$\theta^0$"}.get(part, part)
-    axes.plot(epoch, mean, ".-", color=color, label=label)
-    lowest = torch.minimum(mean, torch.tensor([float(row["minimum"]) for row in rows]))
-    axes.fill_between(epoch, torch.maximum(mean - std, lowest), mean + std, color=color, alpha=0.2)
-
-
-def _scale(axes: Axes, norms: list[float]) -> None:
-    """A logarithmic scale, unless all norms are 0 or none is a number."""
-    axes.set_yscale("log" if any(0 < norm < math.inf for norm in norms) else "linear")
 
 
 def _is_logged(trainer: Trainer) -> bool:

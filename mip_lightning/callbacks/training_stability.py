@@ -113,10 +113,10 @@ class TrainingStability(HyperCallback):
         has_theta0 = any(p.requires_grad for p in model.theta0.values())
         self._watched = beside if has_theta0 else trained
         if writes_files(trainer):
-            self._table = StepTable(
-                self.folder / "training_stability.csv",
+            self._table = self.table(
+                trainer,
+                "training_stability.csv",
                 [*PLACE, *model.prior.names, "loss", "running_median", "event"],
-                trainer.global_step if trainer.ckpt_path else None,
             )
             self._num_spikes = sum(row["event"] == SPIKE for row in self._table.rows)
         self._num_spikes = trainer.strategy.broadcast(self._num_spikes)

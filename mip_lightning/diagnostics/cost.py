@@ -2,13 +2,18 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mip_lightning.diagnostics._style import symbol
 from mip_lightning.hypernetworks.gamma_argument import GammaArgument
 from mip_lightning.hypernetworks.hypermodel import HyperModel
 from mip_lightning.utilities.nested import Inputs, as_arguments, tensors_in
@@ -98,3 +103,46 @@ def pareto_front(
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+FLOPS, MILLISECONDS, ON_FRONT = "flops", "milliseconds", "on_pareto_front"
+
+
+def plot_cost(rows: Sequence[Mapping[str, Any]], gammas: Sequence[str], metric: str) -> Figure:
+    """The metric against FLOPs and against time, each point coloured by gamma.
+
+    Args:
+        rows: As in the CSV file.
+        gammas: Name of each dimension of gamma; the first gives the colour.
+        metric: Name of the metric.
+    """
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    front = sorted((row for row in rows if row[ON_FRONT]), key=lambda row: row[FLOPS])
+    left.plot(
+        [row[FLOPS] / 1e9 for row in front],
+        [row[metric] for row in front],
+        color="grey",
+        ls="--",
+        label="Pareto front",
+        zorder=0,
+    )
+    _points(left, rows, [row[FLOPS] / 1e9 for row in rows], gammas[0], metric)
+    left.set_xlabel("GFLOPs of the primary for a sample")
+    left.legend(fontsize="small")
+    points = _points(right, rows, [row[MILLISECONDS] for row in rows], gammas[0], metric)
+    right.set_xlabel("wall time of the primary for a sample, ms")
+    figure.colorbar(points, ax=right, label=symbol(gammas[0]))
+    return figure
+
+
+def _points(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], gamma: str, metric: str
+) -> Any:
+    word = metric.replace("_", " ")
+    axes.set_ylabel(word)
+    axes.set_title(f"{word} against cost")
+    axes.grid(alpha=0.3)
+    colour = [row[gamma] for row in rows]
+    scale = Normalize(min(colour), max(colour))
+    return axes.scatter(x, [row[metric] for row in rows], c=colour, norm=scale, cmap="viridis")

@@ -1,4 +1,4 @@
-"""A metric of each label against gamma: its table and its figure."""
+"""Metrics against gamma, each label's too: their tables and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,4 +91,55 @@ def plot_labels(
     axes.tick_params(labelsize="small")
     figure.suptitle(title)
     figure.colorbar(image, label=meaning)
+    return figure
+
+
+IS_BEST = "_is_best"
+"""What follows a metric's name in the name of the column that marks its best gamma."""
+
+
+def cells_with_mark(name: str, curve: Curve) -> list[dict[str, float]]:
+    """A metric at each gamma and, if it has a better end, whether this gamma is its best."""
+    cells = [{name: value} for value in curve.values.tolist()]
+    if curve.higher_is_better is not None:
+        for index, cell in enumerate(cells):
+            cell[f"{name}{IS_BEST}"] = int(index == curve.best and not math.isnan(cell[name]))
+    return cells
+
+
+def plot_curves(
+    gammas: Sequence[str],
+    grid: Float[Tensor, "n D"],
+    curves: dict[str, Curve],
+    references: Mapping[str, tuple[str, float]],
+) -> Figure:
+    """A panel for each metric: its value at each gamma, its mean, and its best gamma.
+
+    Args:
+        gammas: Name of each dimension of gamma.
+        grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
+        curves: The metrics by name.
+        references: What to show beside a metric, by its name: a label and a value.
+    """
+    one = grid.shape[1] == 1
+    x = grid[:, 0] if one else grid.norm(dim=1)
+    order = x.argsort()
+    figure = Figure(figsize=(3.6 * len(curves), 3.6), layout="constrained")
+    for axes, (name, curve) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        values = curve.values.cpu()
+        axes.plot(x[order], values[order], "o-")
+        axes.axhline(float(curve.mean), color="grey", ls=":", label=f"mean {curve.mean:.4g}")
+        if curve.best is not None:
+            best = float(values[curve.best])
+            axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")
+        if name in references:
+            label, value = references[name]
+            axes.axhline(value, color="C1", ls="--", label=f"{label} {value:.4g}")
+        axes.set_title(name.replace("_", " "))
+        axes.set_xlabel(symbol(gammas[0]) if one else r"$|\gamma|$")
+        axes.set_ylabel(name.replace("_", " "))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     return figure

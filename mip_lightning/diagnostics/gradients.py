@@ -1,13 +1,19 @@
-"""Norms of one minibatch's gradients, by hooks, before anything scales or adds them up."""
+"""Norms of minibatches' gradients, taken before anything scales or adds them up; their figure."""
 
+import math
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mip_lightning.diagnostics._style import symbol
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.hypernetworks.heads import DenseHead
 from mip_lightning.hypernetworks.hypermodel import HyperModel
@@ -84,3 +90,83 @@ class GradientNorms:
             self._squares[part].append(norm(gradient.detach()).square())
 
         return add
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+STATISTICS = (
+    "count",
+    "mean",
+    "std",
+    "coefficient_of_variation",
+    "minimum",
+    *(f"quantile_{100 * q:.0f}" for q in QUANTILES),
+    "maximum",
+)
+
+
+def statistics(values: Float[Tensor, " n"]) -> dict[str, float]:
+    """``STATISTICS`` of numbers, in float64; standard deviation with n - 1, 0 where n is 1."""
+    values = values.double()
+    mean = float(values.mean())
+    std = float(values.std()) if len(values) > 1 else 0.0
+    quantiles = torch.quantile(values, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    figures = [len(values), mean, std, std / mean if mean else 0.0]
+    figures += [float(values.min()), *quantiles, float(values.max())]
+    return dict(zip(STATISTICS, figures, strict=True))
+
+
+def plot_gradient_statistics(
+    epochs: list[Mapping[str, Any]], minibatches: list[Mapping[str, Any]], gammas: tuple[str, ...]
+) -> Figure:
+    """Mean and standard deviation against epochs, and the norm against the gamma drawn.
+
+    Args:
+        epochs: Rows of ``gradient_stats.csv``.
+        minibatches: Rows of ``gradient_norms.csv``.
+        gammas: Name of each dimension of gamma.
+    """
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for color, part in enumerate(PARTS):
+        _plot_epochs(left, f"C{color}", part, [row for row in epochs if row["part"] == part])
+    left.set_title("mean over each epoch's minibatches, ± standard deviation")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_xlabel("epoch")
+    left.set_ylabel("norm of the gradient")
+    _scale(left, [float(row["mean"]) for row in epochs])
+    left.grid(alpha=0.3)
+    left.legend(fontsize="small", title="with respect to")
+    gamma = torch.tensor([[float(row[name]) for name in gammas] for row in minibatches])
+    x = gamma[:, 0] if len(gammas) == 1 else gamma.norm(dim=1)
+    norms = [float(row["theta"]) for row in minibatches]
+    points = right.scatter(
+        x,
+        norms,
+        c=[int(row["epoch"]) + 1 for row in minibatches],
+        s=6,
+    )
+    figure.colorbar(points, ax=right, label="epoch")
+    right.set_title(r"each minibatch, with respect to $\theta$")
+    right.set_xlabel(
+        f"hypernetwork input {symbol(gammas[0])}" if len(gammas) == 1 else r"norm of $\gamma$"
+    )
+    right.set_ylabel(r"norm of the gradient with respect to $\theta$")
+    _scale(right, norms)
+    right.grid(alpha=0.3)
+    return figure
+
+
+def _plot_epochs(axes: Axes, color: str, part: str, rows: list[Mapping[str, Any]]) -> None:
+    epoch = [int(row["epoch"]) for row in rows]
+    mean, std = (torch.tensor([float(row[name]) for row in rows]) for name in ("mean", "std"))
+    label = {"theta": r"$\theta$", "theta0": r"$\theta^0$"}.get(part, part)
+    axes.plot(epoch, mean, ".-", color=color, label=label)
+    lowest = torch.minimum(mean, torch.tensor([float(row["minimum"]) for row in rows]))
+    axes.fill_between(epoch, torch.maximum(mean - std, lowest), mean + std, color=color, alpha=0.2)
+
+
+def _scale(axes: Axes, norms: list[float]) -> None:
+    """A logarithmic scale, unless all norms are 0 or none is a number."""
+    axes.set_yscale("log" if any(0 < norm < math.inf for norm in norms) else "linear")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mip_lightning.callbacks.gamma_curve import IS_BEST
+from mip_lightning.diagnostics.curves import IS_BEST
 from mip_lightning.errors import UsageError
 
 Row = dict[str, str]

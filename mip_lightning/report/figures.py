@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mip_lightning.diagnostics.weights import WeightStatistics
 from mip_lightning.errors import UsageError
 from mip_lightning.report._replicas import (
     names_of_groups,
@@ -26,6 +27,12 @@ from mip_lightning.report._replicas import (
     replicas,
 )
 from mip_lightning.report._validations import Row, read_rows, read_validations
+
+OTHER_COLUMNS = {
+    *("step", "epoch", "line", "tensor", *WeightStatistics._fields),  # of PredictedWeightStats
+    *("of", "layer", "network", "value", "density"),  # of Distributions
+}
+"""The columns of both callbacks that are not a dimension of gamma."""
 
 TITLE_WIDTH = 60
 """Characters in a line of a panel's title."""
@@ -168,7 +175,7 @@ def convergence(runs: list[Path], out: Path, metric: str = "accuracy") -> None:
 
 def _draw_densities(axes: Axes, rows: Sequence[Row]) -> None:
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    gammas = list(rows[0])[3:-3]  # between the layer and the network
+    gammas = _gamma_columns(rows)
     for row in rows:
         label = ", ".join(f"{name} = {float(row[name]):.3g}" for name in gammas if row[name])
         curves[label or "ordinary network"].append((float(row["value"]), float(row["density"])))
@@ -194,15 +201,20 @@ def _panels(number: int, title: str) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
+def _gamma_columns(rows: Sequence[Row]) -> list[str]:
+    """The columns that no callback names: those of gamma's dimensions."""
+    return [name for name in rows[0] if name not in OTHER_COLUMNS]
+
+
 def _gamma(rows: Sequence[Row]) -> tuple[np.ndarray]:
     """Gamma of each row; its norm where it has several dimensions."""
-    names = list(rows[0])[4:-3]  # between the tensor and the statistics
+    names = _gamma_columns(rows)
     values = np.array([[float(row[name]) for name in names] for row in rows])
     return (values[:, 0] if len(names) == 1 else np.linalg.norm(values, axis=1),)
 
 
 def _gamma_label(rows: Sequence[Row]) -> str:
-    names = list(rows[0])[4:-3]
+    names = _gamma_columns(rows)
     return f"hypernetwork input {names[0]}" if len(names) == 1 else "norm of the input"
 
 

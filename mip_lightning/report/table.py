@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mip_lightning.callbacks.gamma_curve import IS_BEST
+from mip_lightning.diagnostics.curves import IS_BEST
 from mip_lightning.errors import UsageError
 from mip_lightning.report._replicas import (
     CHECKPOINT,

@@ -12,7 +12,7 @@ from torch import nn
 
 from mip_lightning import HyperModel, HypernetworkConfig, ThetaConfig, Uniform, UsageError
 from mip_lightning.callbacks import Distributions
-from mip_lightning.callbacks.distributions import collect, estimate
+from mip_lightning.diagnostics.distributions import collect, estimate
 from mip_lightning.networks import LeNet
 from mip_lightning.tasks import BayesianClassification
 
@@ -70,7 +70,7 @@ def test_a_frozen_normalization_stays_frozen_and_a_second_fit_has_a_file_of_its_
 @pytest.mark.parametrize("formulation", ["default", "mip"])
 def test_samples_are_the_weights_and_activations_of_materialized_networks(formulation):
     primary = LeNet(normalization="batch")
-    task = BayesianClassification(primary, Uniform(0, 1), formulation).train()
+    task = BayesianClassification(primary, Uniform(0, 1), formulation=formulation).train()
     batch, grid = [torch.rand(6, 1, 9, 9), torch.zeros(6).long()], Uniform().grid(3)
     before = {name: value.clone() for name, value in task.state_dict().items()}
     samples = collect(task, batch, grid)

@@ -15,8 +15,12 @@ from torch import nn
 
 from mip_lightning import HyperModel, HypernetworkConfig, LowRankHead, ThetaConfig, Uniform
 from mip_lightning.callbacks import GradientStats
-from mip_lightning.callbacks.gradient_stats import draw, statistics
-from mip_lightning.diagnostics.gradients import PARTS, GradientNorms
+from mip_lightning.diagnostics.gradients import (
+    PARTS,
+    GradientNorms,
+    plot_gradient_statistics,
+    statistics,
+)
 from mip_lightning.errors import UsageError
 from mip_lightning.networks import LeNet
 
@@ -332,4 +336,4 @@ def test_statistics_over_ranks_are_those_of_one_process_that_sees_all_minibatche
 def test_norms_that_no_logarithmic_scale_takes_are_drawn(norm, tmp_path):
     minibatches = [{"epoch": 0, "gamma": 0.1 * k, "theta": norm} for k in range(3)]
     epochs = [{"epoch": 1, "part": p, **statistics(torch.full((3,), norm))} for p in PARTS]
-    draw(epochs, minibatches, ("gamma",)).savefig(tmp_path / "x.png")
+    plot_gradient_statistics(epochs, minibatches, ("gamma",)).savefig(tmp_path / "x.png")

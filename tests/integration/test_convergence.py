@@ -16,7 +16,7 @@ def test_after_two_epochs_of_adam_mip_classifies_mnist_and_the_default_does_not(
     data = MNIST(str(real_mnist), num_train=8000, validation_fraction=0.0)
     for formulation in ("default", "mip"):
         torch.manual_seed(0)
-        task = BayesianClassification(LeNet(), Uniform(0, 1), formulation)
+        task = BayesianClassification(LeNet(), Uniform(0, 1), formulation=formulation)
         t = trainer(max_epochs=2, limit_val_batches=0)
         t.fit(task, data)
         (logged,) = t.test(task, data, verbose=False)

@@ -64,6 +64,7 @@ class BayesianClassification(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior,
+        *,
         label_smoothing: float = 0.0,
         ensemble_size: int = 20,
         **options: Any,

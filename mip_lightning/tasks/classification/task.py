@@ -54,6 +54,7 @@ class Classification(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior | None = None,
+        *,
         theta: ThetaConfig = ThetaConfig(weight_decay=1e-3),
         label_smoothing: float = 0.1,
         ranks_share_gamma: bool = True,

@@ -81,6 +81,7 @@ class Registration(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior | None = None,
+        *,
         similarity: nn.Module | None = None,
         regularization: nn.Module | None = None,
         deformation: Deformation | None = None,

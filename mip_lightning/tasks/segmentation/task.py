@@ -80,6 +80,7 @@ class Segmentation(HyperLightningModule):
         self,
         primary: nn.Module,
         prior: Prior | None = None,
+        *,
         objective: nn.Module | None = None,
         ranks_share_gamma: bool = True,
         **options: Any,
