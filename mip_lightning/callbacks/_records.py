@@ -40,7 +40,7 @@ class MinibatchRecords:
         )
 
     def gather(self, trainer: Trainer) -> Float[Tensor, "rows columns"]:
-        """The rows of all ranks, in the order of their ranks, on the CPU; then start anew.
+        """The rows of all ranks, in the order of their ranks, on the CPU; then start again.
 
         Every rank has to call it.
         """

@@ -67,7 +67,7 @@ class HyperCallback(Callback):
 
 
 def hyper_module(pl_module: LightningModule) -> HyperLightningModule:
-    """The module, of which ``setup`` has seen that it is one of ours."""
+    """The module; ``setup`` has checked its type."""
     assert isinstance(pl_module, HyperLightningModule)
     return pl_module
 

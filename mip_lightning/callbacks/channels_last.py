@@ -3,6 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import convert_conv2d_weight_memory_format, convert_conv3d_weight_memory_format
+from typing_extensions import override
 
 
 class ChannelsLast(Callback):
@@ -15,7 +16,7 @@ class ChannelsLast(Callback):
     Source: ``torch.channels_last``; the PyTorch tutorial "Channels Last Memory Format".
     """
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lay the weights out, before optimizers are made for them."""
         convert_conv2d_weight_memory_format(pl_module, torch.channels_last)
         convert_conv3d_weight_memory_format(pl_module, torch.channels_last_3d)

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
@@ -42,8 +43,8 @@ class CostCurve(HyperCallback):
         self.metric = metric
         self._inputs: Inputs | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, and look whether there is such a metric."""
         super().setup(trainer, pl_module, stage)
         self._inputs = None
         module = hyper_module(pl_module)
@@ -53,6 +54,7 @@ class CostCurve(HyperCallback):
             known = [n for n, m in metrics.items() if m.higher_is_better is not None]
             raise UsageError(f"metric={metric!r}: choose one of {', '.join(['loss', *known])}")
 
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -62,13 +64,12 @@ class CostCurve(HyperCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what the primary takes for the first batch."""
         if batch_idx == 0 and writes_files(trainer):
             module = hyper_module(pl_module)
             (self._inputs, *_) = module.primary_calls(batch, module.evaluation("test").grid[:1])
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, write, draw, and say where it is."""
         if self._inputs is None:
             return
         module = hyper_module(pl_module)

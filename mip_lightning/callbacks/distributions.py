@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
@@ -19,7 +20,7 @@ class Distributions(HyperCallback):
     """Kernel densities of the predicted weights and of layer activations, for a few gammas.
 
     At the start and at the end of training, of each predicted tensor of two dimensions or more and
-    of the output of the layer that holds it, beside an ordinary network: the primary as it was
+    of the output of the layer that holds it, next to an ordinary network: the primary as it was
     given, before any weight was predicted. Activations are those of the first training batch, in
     evaluation mode. Writes ``distributions.csv`` (a row for each step, layer,
     gamma and point) and the figures ``distributions_before.png`` and ``distributions_after.png``.
@@ -28,7 +29,7 @@ class Distributions(HyperCallback):
         num_gammas: Number of gammas of the prior's grid.
 
     Raises:
-        UsageError: If ``num_gammas`` is below 1, or the module is no HyperLightningModule.
+        UsageError: If ``num_gammas`` is below 1, or the module is not a HyperLightningModule.
 
     Example::
 
@@ -46,15 +47,15 @@ class Distributions(HyperCallback):
         self._batch: Any = None
         self._table: StepTable | None = None
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier fit."""
         self._batch = None
         self._table = None
 
+    @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the first batch, and record before the first step."""
         if self._batch is not None or not writes_files(trainer):
             return
         self._batch = batch
@@ -67,8 +68,8 @@ class Distributions(HyperCallback):
         if trainer.global_step == 0:
             self._record(trainer, pl_module, "before")
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record after the last step, and say where the figures are."""
         if self._table is None or self._table.last_step == trainer.global_step:
             return
         path = self._record(trainer, pl_module, "after")

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
@@ -35,10 +36,11 @@ class ExampleFigures(HyperCallback):
         self.num_gammas = num_gammas
         self._batch: Any = None
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the batch of an earlier fit."""
         self._batch = None
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -48,14 +50,13 @@ class ExampleFigures(HyperCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first batch, or keep it for the end of training."""
         if batch_idx == 0 and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._batch = batch
             if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 self._plot_kept(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation's batch, if it is not, whatever has ended training."""
         with eval_mode(pl_module):
             self._plot_kept(trainer, pl_module)
 
@@ -64,6 +65,7 @@ class ExampleFigures(HyperCallback):
             self._plot(trainer, pl_module, self._batch, "val", f"_{trainer.global_step}")
             self._batch = None
 
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -73,7 +75,6 @@ class ExampleFigures(HyperCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first batch."""
         if batch_idx == 0:
             self._plot(trainer, pl_module, batch, "test", "")
 

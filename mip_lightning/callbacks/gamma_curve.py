@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, publish_figure, run_folder, writes_files
 from mip_lightning.core.evaluation import Curve, EvaluationResult, Stage
@@ -29,7 +30,7 @@ class GammaCurve(Callback):
     ``test_gamma_curve.csv`` one for each gamma. The figures ``val_gamma_curve.png`` (every N epochs
     and at the end of training) and ``test_gamma_curve.png`` go to TensorBoard too. They are in the
     run's folder. Of a metric that is known for each label, ``test_<metric>_by_label.csv`` and
-    ``.png`` tell the same. Modules that are no HyperLightningModule are left alone.
+    ``.png`` tell the same. Modules that are not a HyperLightningModule are left alone.
 
     The columns are ``step`` and ``epoch`` (in ``fit`` only), the dimensions of gamma, the metrics,
     and ``<metric>_is_best`` for each metric that has a better end, as the loss has the lower one:
@@ -52,19 +53,19 @@ class GammaCurve(Callback):
         self._table: StepTable | None = None
         self._curves: dict[str, Curve] = {}
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
         self._folder = run_folder(trainer)
         self._resumed_at = None
         self._table = None
         self._curves = {}
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember at which step a run is resumed."""
         self._resumed_at = trainer.global_step if trainer.ckpt_path else None
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation curves."""
         if trainer.sanity_checking or not writes_files(trainer):
             return
         if isinstance(pl_module, HyperLightningModule):
@@ -74,13 +75,13 @@ class GammaCurve(Callback):
             if not is_fit or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 self._plot_validation(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation's curves."""
         if isinstance(pl_module, HyperLightningModule) and self._curves:
             self._plot_validation(trainer, pl_module)
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and draw the test curves, and say where they are."""
         if isinstance(pl_module, HyperLightningModule) and writes_files(trainer):
             result = _result(pl_module, "test")
             grid = result.grid

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks._records import MinibatchRecords
@@ -35,7 +36,7 @@ class GradientStats(HyperCallback):
         every_n_steps: Record each N-th minibatch of an epoch.
 
     Raises:
-        UsageError: If a value is below 1, or the module is no HyperLightningModule.
+        UsageError: If a value is below 1, or the module is not a HyperLightningModule.
 
     Example::
 
@@ -55,8 +56,8 @@ class GradientStats(HyperCallback):
         self._minibatches: StepTable | None = None
         self._epochs: StepTable | None = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the tables, or go on with those of a resumed run."""
         gammas = hyper_module(pl_module).model.prior.names
         columns = ["step", "epoch", "batch", "rank", *gammas, *PARTS]
         self._records = MinibatchRecords(columns)
@@ -68,22 +69,23 @@ class GradientStats(HyperCallback):
                 ["step", "epoch", "part", *STATISTICS],
             )
 
+    @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Watch this minibatch's backward pass, if it is one to record."""
         self._remove_hooks()  # the last one had no backward pass, or failed in it
         if batch_idx % self.every_n_steps == 0:
             self._watch = GradientNorms(hyper_module(pl_module).model).__enter__()
 
+    @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the norms, on the device."""
         if self._watch is None:
             return
         scale = _loss_scale(trainer, pl_module.device)
         self._norms = {name: norm / scale for name, norm in self._watch.norms().items()}
         self._remove_hooks()
 
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -92,7 +94,6 @@ class GradientStats(HyperCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the norms for the epoch, and log them where loggers want them."""
         if not self._norms:
             return
         gamma = latest_batch(pl_module).gamma
@@ -103,10 +104,10 @@ class GradientStats(HyperCallback):
                 pl_module.log(f"gradient_norm/{name}", norm, batch_size=1)
         self._norms = {}
 
+    @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Watch no more."""
         self._remove_hooks()
 
     def _remove_hooks(self) -> None:
@@ -114,8 +115,8 @@ class GradientStats(HyperCallback):
             self._watch.__exit__(None, None, None)
             self._watch = None
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather from all ranks, and write."""
         self._remove_hooks()
         columns = self._records.columns
         rows = self._records.gather(trainer)
@@ -139,8 +140,8 @@ class GradientStats(HyperCallback):
             for part in PARTS
         )
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the figure and say where it is."""
         if self._epochs is None or self._minibatches is None or not self._epochs.rows:
             return
         model = hyper_module(pl_module).model

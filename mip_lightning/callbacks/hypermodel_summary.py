@@ -3,6 +3,7 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from mip_lightning.core.module import HyperLightningModule
 
@@ -10,11 +11,11 @@ from mip_lightning.core.module import HyperLightningModule
 class HyperModelSummary(ModelSummary):
     """Prints ``HyperModel.summary()`` at the start of ``fit``, in place of Lightning's table.
 
-    Modules that are no HyperLightningModule get Lightning's.
+    Modules that are not a HyperLightningModule get Lightning's.
     """
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table, on rank 0."""
         if isinstance(pl_module, HyperLightningModule):
             rank_zero_info(f"\n{pl_module.model.summary()}")
         else:

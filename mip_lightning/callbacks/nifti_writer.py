@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import legible, run_folder
 from mip_lightning.core.outputs import Volume
@@ -28,12 +29,13 @@ class NiftiWriter(BasePredictionWriter):
         self._folder = Path()
         self._count = 0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn the run's folder, on all ranks."""
         super().setup(trainer, pl_module, stage)
         self._folder = run_folder(trainer)
         self._count = 0
 
+    @override
     def write_on_batch_end(
         self,
         trainer: Trainer,
@@ -44,7 +46,6 @@ class NiftiWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the volumes of a batch."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it from elsewhere
             return
         for volume in prediction:
@@ -53,8 +54,8 @@ class NiftiWriter(BasePredictionWriter):
                 nibabel.save(nifti(volume), unfinished)
             self._count += 1
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where they are."""
         rank_zero_info(f"{self._count} volumes: {self._folder}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
@@ -37,7 +38,7 @@ class PredictedWeightStats(HyperCallback):
         every_n_steps: Record at each N-th optimizer step too; 0 for none.
 
     Raises:
-        UsageError: If a value is out of range, or the module is no HyperLightningModule.
+        UsageError: If a value is out of range, or the module is not a HyperLightningModule.
 
     Example::
 
@@ -62,8 +63,8 @@ class PredictedWeightStats(HyperCallback):
         self._lines: dict[str, Tensor] = {}
         self._table: StepTable | None = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record before training, or go on where a resumed run stopped."""
         if not writes_files(trainer):
             return
         prior = hyper_module(pl_module).model.prior
@@ -79,6 +80,7 @@ class PredictedWeightStats(HyperCallback):
         self._record(trainer, pl_module, trainer.current_epoch, list(self._lines))
         self._plot(trainer, pl_module)
 
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -87,17 +89,16 @@ class PredictedWeightStats(HyperCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Record every N steps."""
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._record(trainer, pl_module, trainer.current_epoch, [GRID])
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record every N epochs."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._record(trainer, pl_module, trainer.current_epoch + 1, [GRID])
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the end, draw the figure and say where it is."""
         if not self._table:
             return
         self._record(trainer, pl_module, trainer.current_epoch, list(self._lines))

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import legible, run_folder, writes_files
 from mip_lightning.errors import UsageError
@@ -42,6 +43,7 @@ class PredictionWriter(BasePredictionWriter):
             )
         self._folder = Path()
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learn the run's folder, on all ranks.
 
@@ -53,6 +55,7 @@ class PredictionWriter(BasePredictionWriter):
         if stage == "predict" and (self._folder / self.path).exists():
             raise UsageError(f"path={str(self.path)!r} is there already: name another file")
 
+    @override
     def write_on_epoch_end(
         self,
         trainer: Trainer,
@@ -60,7 +63,6 @@ class PredictionWriter(BasePredictionWriter):
         predictions: Sequence[Mapping[str, Tensor]],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Gather from all ranks and write on the first."""
         columns = {
             name: torch.cat([legible(batch[name]) for batch in predictions])
             for name in (predictions[0] if predictions else {})

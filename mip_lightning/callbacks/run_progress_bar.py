@@ -5,6 +5,7 @@ import math
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.core.module import HyperLightningModule
 
@@ -13,7 +14,7 @@ REFRESH_RATE = 10
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with the latest training batch beside the validation metrics.
+    """Lightning's rich progress bar with the latest training batch next to the validation metrics.
 
     It leaves out the loggers' version numbers, and asks for values every tenth batch only.
     """
@@ -23,10 +24,10 @@ class RunProgressBar(RichProgressBar):
         self._batches = 0
         self._progress: dict[str, float] = {}
 
+    @override
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What is shown beside the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if trainer.training and isinstance(pl_module, HyperLightningModule):

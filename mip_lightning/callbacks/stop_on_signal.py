@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
+from typing_extensions import override
 
 
 class StoppedBySignal(SystemExit):
@@ -40,6 +41,7 @@ class StopOnSignal(Callback):
         self._requeue_signal: int | None = None
         self._group: Any = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, in place of Lightning, which restores what was there before it at the end.
 
@@ -60,6 +62,7 @@ class StopOnSignal(Callback):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -68,7 +71,6 @@ class StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save and stop, once the optimizer has taken its step."""
         is_last = trainer.is_last_batch
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last:
             return
@@ -81,8 +83,8 @@ class StopOnSignal(Callback):
         if not is_last:
             self._stop(trainer)
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, where an epoch has ended since ranks agreed; one may know of a later signal."""
         if self._agreed:
             self._stop(trainer)
 

@@ -1,4 +1,4 @@
-"""TrainingStability: spikes of the loss, and what to do where it is no number any more."""
+"""TrainingStability: spikes of the loss, and what to do when it is not a number."""
 
 import math
 from collections import deque
@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks._records import MinibatchRecords
@@ -56,7 +57,7 @@ class TrainingStability(HyperCallback):
         on_non_finite: ``stop`` or ``skip``.
 
     Raises:
-        UsageError: If a value is out of range, or the module is no HyperLightningModule.
+        UsageError: If a value is out of range, or the module is not a HyperLightningModule.
         NonFiniteError: At a loss that is not finite, with ``stop``.
 
     Example::
@@ -95,8 +96,8 @@ class TrainingStability(HyperCallback):
         self._watched: list[nn.Parameter] = []
         self._table: StepTable | None = None
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the table, or go on with that of a resumed run."""
         self._history.clear()
         self._since_flush = 0
         self._num_spikes = 0
@@ -121,10 +122,10 @@ class TrainingStability(HyperCallback):
             self._num_spikes = sum(row["event"] == SPIKE for row in self._table.rows)
         self._num_spikes = trainer.strategy.broadcast(self._num_spikes)
 
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Keep the gradient's norm; drop a gradient that is not finite, if asked to."""
         plugin = trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             return
@@ -137,6 +138,7 @@ class TrainingStability(HyperCallback):
                 for parameter in pl_module.parameters():
                     parameter.grad = None  # an optimizer passes over these
 
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -145,7 +147,6 @@ class TrainingStability(HyperCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the loss, and look at those kept every N steps."""
         place = [trainer.global_step, trainer.current_epoch, batch_idx, trainer.global_rank]
         gamma = latest_batch(pl_module).gamma.mean(dim=0).unbind()
         self._records.add([*place, *gamma, latest_batch(pl_module).output.loss, self._gradient])
@@ -154,26 +155,26 @@ class TrainingStability(HyperCallback):
         if self._since_flush == self._flush_after:
             self._flush(trainer)
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let no checkpoint be written after a validation amid an epoch, of spoilt weights."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._flush(trainer)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what is left of the epoch."""
         self._flush(trainer)
         # Every rank has counted the same; the reduction only tells Lightning so.
         pl_module.log("loss_spikes", float(self._num_spikes), batch_size=1, sync_dist=True)
 
+    @override
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let no checkpoint be written of weights that a bad step has spoilt."""
         if trainer.training or trainer.validating:
             self._flush(trainer)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many events there were, and where they are."""
         if self._table is not None and self._table.rows:
             rank_zero_info(f"{len(self._table.rows)} unstable steps: {self._table.path}")
 

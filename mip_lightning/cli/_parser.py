@@ -7,6 +7,8 @@ from typing import NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 # To import them is also what lets a configuration name their classes by short names.
+from typing_extensions import override
+
 from mip_lightning import callbacks, data, networks, priors, tasks
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks import encodings
@@ -27,8 +29,8 @@ UNKNOWN_CLASS = "Expected a dot import path string:"
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong with the arguments in one line."""
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the line that matters and exit with status 2."""
         if ex is not None and (usage := usage_error(ex)):
             message = str(usage)
         self.exit(2, f"mip-lightning: error: {one_line(message)}\n")

@@ -1,4 +1,4 @@
-"""The folder of one run: a fresh one for each fit, and one beside the checkpoint for the rest."""
+"""The folder of one run: fresh for each fit, in the run of the checkpoint for the rest."""
 
 import json
 import os

@@ -26,6 +26,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from typing_extensions import override
 
 from mip_lightning.callbacks import (
     BestCheckpoint,
@@ -87,31 +88,32 @@ class SaveRunConfig(SaveConfigCallback):
     command that is refused must not leave its configuration to the run that it names.
     """
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Not yet."""
+        pass  # not yet: a command that is refused must leave nothing
 
+    @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it."""
         super().setup(trainer, pl_module, "fit")
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it, where there was no sanity check."""
         super().setup(trainer, pl_module, "fit")
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it, unless a fit has done so."""
         super().setup(trainer, pl_module, "validate")
 
+    @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it."""
         super().setup(trainer, pl_module, "test")
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it."""
         super().setup(trainer, pl_module, "predict")
 
+    @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file, on rank 0."""
         config = self.config.clone()
         config.run_dir = None  # names this run, not one that starts from its configuration
         path = free_config(Path(trainer.default_root_dir))
@@ -139,13 +141,13 @@ class MipLightningCLI(LightningCLI):
         )
 
     @staticmethod
+    @override
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, ``export`` and ``select-gamma``."""
         ours = {name: {"model", "datamodule"} for name in ("export", "select-gamma")}
         return {**LightningCLI.subcommands(), **ours}
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run directory and what every run has: checkpoints, curves, predictions."""
         parser.add_argument(
             "--run_name",
             type=str,
@@ -174,8 +176,8 @@ class MipLightningCLI(LightningCLI):
         )
         parser.add_class_arguments(PredictionWriter, "predictions")
 
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse to evaluate random weights before anything is built."""
         super().parse_arguments(parser, args)
         options = self.config[self.config.subcommand]
         self._model_options = options.model.clone()
@@ -194,6 +196,7 @@ class MipLightningCLI(LightningCLI):
                 " checkpoints apart, such as --checkpoint.filename '{epoch}'"
             )
 
+    @override
     def before_instantiate_classes(self) -> None:
         """Let what the user says of the model win over what the checkpoint says.
 
@@ -205,8 +208,8 @@ class MipLightningCLI(LightningCLI):
         if options.ckpt_path is not None and options.model.init_args.theta is not None:
             options.model.init_args.theta.pretrained = None  # the checkpoint has all weights
 
+    @override
     def instantiate_classes(self) -> None:
-        """Give the optimizer that is named the model's parameters by part."""
         super().instantiate_classes()
         options = self.config_init[self.subcommand]
         if options.get("optimizer"):
@@ -217,8 +220,8 @@ class MipLightningCLI(LightningCLI):
                 options.lr_scheduler.as_dict() if options.get("lr_scheduler") else None,
             )
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, then give it the run's folder."""
         options = self.config_init[self.subcommand]
         trial = bool(options["trainer"]["fast_dev_run"])
         callbacks = self._callbacks(options)

@@ -82,6 +82,7 @@ class CheckpointedModule(LightningModule):
             )
 
     @classmethod
+    @override
     def load_from_checkpoint(  # a type variable and not Self, which shape checks do not know
         cls: type[Module], checkpoint_path: Any, *args: Any, **kwargs: Any
     ) -> Module:

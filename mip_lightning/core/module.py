@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
+from typing_extensions import override
 
 from mip_lightning.core._checkpointed_module import CheckpointedModule
 from mip_lightning.core._evaluated_samples import EvaluatedSamples
@@ -189,6 +190,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         """
         raise UsageError(f"{type(self).__name__}: the samples of this batch have no names")
 
+    @override
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """Override it to make predictions; until then a task has none.
 
@@ -219,8 +221,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
         place = [self.gamma_seed, self.current_epoch, batch_idx, rank]
         return sample_of_batch(self.model.prior, num_draws, place)
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
-        """Sample gamma, compute the loss, and log both."""
         # Sampled on the CPU and moved without waiting; the logger would wait for the device.
         primary = self.model.at(self.sample_gamma(batch, batch_idx), check=False)
         output = self.step_output(batch, primary)
@@ -236,12 +238,12 @@ class HyperLightningModule(CheckpointedModule, ABC):
         self.latest = TrainingBatch(primary.gamma, output.detached())
         return objective
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add the batch at each gamma of the validation grid, and to the extra metrics."""
         self._evaluate(batch, "val")
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add the batch at each gamma of the test grid, and to the extra metrics."""
         self._evaluate(batch, "test")
 
     def step_output(self, batch: Any, primary: PrimaryAtGamma) -> StepOutput:
@@ -268,7 +270,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
 
     @property
     def monitored_metric(self) -> str:
-        """Name of the metric of which ``monitor`` is the mean over gamma or the best."""
+        """Name of the metric that ``monitor`` is the mean or the best of."""
         return self.monitor.removeprefix("val_").removesuffix("_best")
 
     @property
@@ -299,13 +301,13 @@ class HyperLightningModule(CheckpointedModule, ABC):
             )
         return self._evaluations[stage]
 
+    @override
     def configure_callbacks(self) -> list[Callback]:
-        """The callback that does this module's own work; add yours to it by ``super()``."""
         callbacks: Sequence[Any] = getattr(self.trainer, "callbacks", ())
         return [] if any(isinstance(c, OwnWork) for c in callbacks) else [OwnWork()]
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam at the paper's learning rate; the command line's optimizer replaces it."""
         return FactoredAdam(self.parameter_groups(), lr=3e-4)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class Volume(NamedTuple):
     Attributes:
         name: Path of its file, without suffix, in the folder of the predictions.
         values: Shape ``(*S)`` of 2 or 3 dimensions; of vectors, ``(*S, C)``.
-        affine: From voxels to millimetres, shape ``(4, 4)``.
+        affine: From voxels to millimeters, shape ``(4, 4)``.
         is_vector: Whether each voxel holds a vector.
     """
 

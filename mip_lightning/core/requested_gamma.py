@@ -111,9 +111,9 @@ def _read(path: Path) -> tuple[str, Any]:
         raise UsageError(f"gamma={str(path)!r} cannot be read ({error})") from error
     if not isinstance(content, Mapping) or not {"by", "gamma"} <= content.keys():
         raise UsageError(
-            f"gamma={str(path)!r} is no file that select-gamma wrote: it lacks by, gamma"
+            f"gamma={str(path)!r} is not a file that select-gamma wrote: it lacks by, gamma"
         )
     by, gamma = content["by"], content["gamma"]
     if by not in (ALL, LABEL, SUBJECT) or isinstance(gamma, Mapping) != (by != ALL) or gamma == {}:
-        raise UsageError(f"gamma={str(path)!r} is no file that select-gamma wrote: by={by!r}")
+        raise UsageError(f"gamma={str(path)!r} is not a file that select-gamma wrote: by={by!r}")
     return by, gamma

@@ -7,30 +7,31 @@ from typing import Any, Literal, TypeAlias
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 
-Part: TypeAlias = Literal["train", "val", "test"]
+Split: TypeAlias = Literal["train", "val", "test"]
 
 
 class InMemorySplits(LightningDataModule, ABC):
-    """Batches of three parts, which ``setup`` of a subclass puts into ``parts``.
+    """Batches of three splits, which ``setup`` of a subclass puts into ``splits``.
 
     Args:
         batch_size: Number of samples in a batch (on each rank).
         drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
-        predict_on: The part that predictions are made for.
+        predict_on: The split that predictions are made for: ``train``, ``val`` or ``test``.
 
     Raises:
         UsageError: If a value is out of range.
     """
 
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
-    """What makes a batch of samples."""
+    """Makes a batch of a list of samples."""
 
     def __init__(
-        self, batch_size: int, drop_last: bool, num_workers: int, predict_on: Part = "test"
+        self, batch_size: int, drop_last: bool, num_workers: int, predict_on: Split = "test"
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -40,30 +41,30 @@ class InMemorySplits(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.num_workers = num_workers
-        self.predict_on: Part = predict_on
-        self.parts: dict[Part, Dataset[Any]] = {}
+        self.predict_on: Split = predict_on
+        self.splits: dict[Split, Dataset[Any]] = {}
 
+    @override
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches in random order."""
         return self._loader("train", shuffle=True, drop_last=self.drop_last)
 
+    @override
     def val_dataloader(self) -> DataLoader[Any] | list[None]:
-        """Validation batches."""
         return self._loader("val")
 
+    @override
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test batches."""
         return self._loader("test")
 
+    @override
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the part to predict for, in order."""
         return self._loader(self.predict_on)
 
     def _loader(
-        self, part: Part, shuffle: bool = False, drop_last: bool = False
+        self, split: Split, shuffle: bool = False, drop_last: bool = False
     ) -> DataLoader[Any]:
         return DataLoader(
-            self.parts[part],
+            self.splits[split],
             batch_size=self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,

@@ -18,19 +18,19 @@ SYSTEM_NAMES = frozenset(
         "lost+found",
     }
 )
-"""Names, in small letters, that Windows, macOS, Linux and network storage give to their own."""
+"""Lower-case names of the files and folders that Windows, macOS, Linux and network storage add."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden (``.``, so ``._x.jpg``) or the system's."""
+    """Whether a file or folder is hidden (starts with ``.``, as ``._x.jpg``) or a system's own."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder and is not hidden."""
+    """The files and folders in a folder that are not hidden."""
     return [path for path in folder.iterdir() if not is_hidden(path.name)]
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing but hidden files in it."""
+    """Whether a folder does not exist or holds only hidden files."""
     return not folder.exists() or (folder.is_dir() and not visible(folder))

@@ -18,20 +18,20 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises of a file that is broken somewhere."""
+"""What Pillow raises for a broken file."""
 
 WHITE_OF_16_BITS = 65535
 
 WITH_OPACITY = ("LA", "La", "PA", "RGBA", "RGBa")
-"""Pillow's modes that have an opacity for each pixel."""
+"""Pillow's modes with an opacity for each pixel."""
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """Read an image in colour, as it is displayed.
+    """Read an image in color, as it is displayed.
 
     Gray of 9 to 16 bits is scaled so that its largest possible value becomes 255. The image is
-    turned and mirrored as its EXIF orientation says. What is transparent lies on white. Of several
-    images in a file the first is read.
+    turned and mirrored as its EXIF orientation says. Transparent pixels lie on white. If a file
+    has several images, the first is read.
 
     Raises:
         UsageError: If the file cannot be read, or its values have no range of their own.
@@ -76,7 +76,7 @@ def _white(file: Image.Image, path: Path) -> int | None:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """Turned and mirrored as its EXIF orientation says."""
+    """The image, turned and mirrored as its EXIF orientation says."""
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         return file  # Pillow does so when it loads one, and before 10.3 forgets that it has
     # Pillow remembers what it has read. Without the source, it does not write the other tags back,
@@ -97,9 +97,9 @@ def _in_bytes(image: Image.Image, white: int) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """In colour, with white where it is transparent."""
+    """In color, with white where it is transparent."""
     if image.mode in WITH_OPACITY or "transparency" in image.info:
-        # Pillow turns multiplied gray into colour only by way of plain gray.
+        # Pillow turns gray that is multiplied by its opacity into color only by way of plain gray.
         image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

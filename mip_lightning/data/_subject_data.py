@@ -1,4 +1,4 @@
-"""SubjectData: what registration and segmentation share of reading and splitting subjects."""
+"""SubjectData: reads and splits subjects, for registration and segmentation."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
+from typing_extensions import override
 
-from mip_lightning.data._base import InMemorySplits, Part
+from mip_lightning.data._base import InMemorySplits, Split
 from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
 from mip_lightning.data.template_brains import TemplateBrains
 from mip_lightning.errors import UsageError
@@ -21,7 +22,7 @@ Sample = dict[str, Tensor | str]
 def _with_exact_affines(samples: list[Sample]) -> dict[str, Any]:
     """A batch as PyTorch makes it, but with the affines in an array of NumPy.
 
-    A trainer in half precision rounds all tensors of a batch, and a file would be displaced.
+    A trainer in half precision rounds all tensors of a batch, which would move a written image.
     """
     affines = np.stack([np.asarray(sample["affine"]) for sample in samples])
     return {**default_collate(samples), "affine": affines}
@@ -31,7 +32,7 @@ class SubjectData(InMemorySplits):
     """Subjects of a source, read once and kept in memory, in batches.
 
     People, not images, are split into training, validation and test. Smaller images are padded with
-    zeros to the largest; at ``batch_size=1`` each sample keeps its own size. A subclass overrides
+    zeros to the largest; with ``batch_size=1`` each sample keeps its own size. A subclass overrides
     ``dataset``.
 
     Args:
@@ -39,10 +40,11 @@ class SubjectData(InMemorySplits):
         batch_size: Number of samples in a batch (on each rank).
         train_fraction: Share of people for training.
         validation_fraction: Share of people for validation; the rest is for test.
-        split_seed: Seed of the split, apart from the run's seed, so that replicas share it.
+        split_seed: Seed of the split and of any choice of samples, apart from the run's seed, so
+            that replicas share them.
         drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
-        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
+        predict_on: The split that predictions are made for: ``train``, ``val`` or ``test``.
 
     Raises:
         UsageError: If a value is out of range.
@@ -57,7 +59,7 @@ class SubjectData(InMemorySplits):
         split_seed: int = 0,
         drop_last: bool = False,
         num_workers: int = 0,
-        predict_on: Part = "test",
+        predict_on: Split = "test",
     ) -> None:
         super().__init__(batch_size, drop_last, num_workers, predict_on)
         test_fraction = 1.0 - train_fraction - validation_fraction
@@ -75,12 +77,12 @@ class SubjectData(InMemorySplits):
     collate = staticmethod(_with_exact_affines)
 
     @abstractmethod
-    def dataset(self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None) -> Any:
-        """The samples of one part: a ``Dataset`` that knows its length.
+    def dataset(self, subjects: Sequence[Subject], split: Split, size: Sequence[int] | None) -> Any:
+        """The samples of one split: a ``Dataset`` with a length.
 
         Args:
             subjects: Its subjects.
-            part: ``train``, ``val`` or ``test``.
+            split: ``train``, ``val`` or ``test``.
             size: The largest size of all images along each axis, to which samples are padded;
                 ``None`` where each keeps its own.
         """
@@ -88,19 +90,15 @@ class SubjectData(InMemorySplits):
     @property
     @abstractmethod
     def requirement(self) -> str:
-        """What a part needs at least, in words, for the error where it has no sample."""
+        """What a split needs at least, in words, for the error when it has no sample."""
 
+    @override
     def prepare_data(self) -> None:
-        """Download what the source lacks, on one process of each node."""
         self.source.prepare()
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load and split, once for all stages.
-
-        Raises:
-            UsageError: If there are too few people for a sample in each part.
-        """
-        if self.parts:
+        if self.splits:  # loaded by an earlier stage
             return
         loaded = self.source.load()
         where = self.source.description
@@ -108,28 +106,29 @@ class SubjectData(InMemorySplits):
         self.label_names = dict(loaded.label_names)
         shapes = torch.tensor([subject.image.shape[1:] for subject in loaded.subjects])
         size = shapes.amax(dim=0).tolist() if self.batch_size > 1 else None
-        parts = split_by_person(
+        people = split_by_person(
             loaded.subjects, self.train_fraction, self.validation_fraction, self.split_seed
         )
-        datasets: dict[Part, Any] = {
-            part: self.dataset(subjects, part, size) for part, subjects in parts.items()
+        datasets: dict[Split, Any] = {
+            split: self.dataset(subjects, split, size) for split, subjects in people.items()
         }
-        for part, dataset in datasets.items():
+        for split, dataset in datasets.items():
             if not len(dataset):
                 names = ", ".join(subject.name for subject in loaded.subjects[:5])
                 raise UsageError(
                     f"{where} holds {len(loaded.subjects)} subject(s) ({names}"
-                    f"{', ...' if len(loaded.subjects) > 5 else ''}), of which"
-                    f" {len(parts[part])} fall to {part!r}: {self.requirement}; give more, or other"
-                    " fractions"
+                    f"{', ...' if len(loaded.subjects) > 5 else ''}), and the split"
+                    f" {split!r} gets {len(people[split])}: {self.requirement}; give more subjects"
+                    " or other fractions"
                 )
-        self.parts.update(datasets)
+        # All at once: a split without samples leaves nothing behind.
+        self.splits.update(datasets)
 
 
 def padded(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Values ``(1, *S)`` in the middle of zeros of another size.
+    """Values ``(1, *S)`` padded with zeros on all sides to another size.
 
-    Where the difference is odd, one voxel less before than after.
+    If the difference is odd, one voxel less is added before than after.
     """
     before = [(new - old) // 2 for new, old in zip(size, values.shape[1:], strict=True)]
     after = [new - old - b for new, old, b in zip(size, values.shape[1:], before, strict=True)]

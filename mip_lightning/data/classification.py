@@ -5,19 +5,21 @@ from abc import abstractmethod
 import torch
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from mip_lightning.data._base import InMemorySplits
 from mip_lightning.errors import UsageError
 
 
 class InMemoryClassification(InMemorySplits):
-    """Loads all samples once and holds out a part of the training samples for validation.
+    """Loads all samples once and holds out a share of the training samples for validation.
 
     A subclass overrides ``load``. Predictions are made for the test samples.
 
     Args:
         batch_size: Number of samples in a batch (on each rank).
-        num_train: Keep only the first so many training samples, before the split; by default all.
+        num_train: Keep only this many of the first training samples, before the split; by default
+            all.
         validation_fraction: Share of the training samples held out, in [0, 1), the same share of
             each class.
         split_seed: Seed of the split, apart from the run's seed, so that replicas share the split.
@@ -50,9 +52,9 @@ class InMemoryClassification(InMemorySplits):
     def load(self) -> tuple[TensorDataset, TensorDataset]:
         """The training and the test samples: images ``(N, C, H, W)`` in [0, 1] and labels."""
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load and split, once for all stages."""
-        if self.parts:
+        if self.splits:  # loaded by an earlier stage
             return
         train, test = self.load()
         images, labels = (tensor[: self.num_train] for tensor in train.tensors)
@@ -70,12 +72,13 @@ class InMemoryClassification(InMemorySplits):
                     f"validation_fraction={self.validation_fraction} of {len(labels)} training"
                     f" samples: {error}"
                 ) from error
-        self.parts = {
+        self.splits = {
             "train": TensorDataset(images[kept], labels[kept]),
             "val": TensorDataset(images[held_out], labels[held_out]),
             "test": test,
         }
 
+    @override
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]] | list[None]:
-        """Validation batches; none where nothing is held out."""
+        # Lightning takes an empty list as no validation at all, and warns of an empty loader.
         return super().val_dataloader() if self.validation_fraction else []

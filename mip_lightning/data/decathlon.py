@@ -8,30 +8,31 @@ from typing import Any
 from monai.apps import DecathlonDataset, download_and_extract
 from monai.transforms import ScaleIntensityRangePercentiles
 from monai.utils import convert_to_tensor
+from typing_extensions import override
 
 from mip_lightning.data._hidden_files import is_hidden, visible
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
 
 SEVERAL_CHANNELS = ("Task01_BrainTumour", "Task05_Prostate")
-"""Tasks whose images are several volumes each."""
+"""Tasks with several volumes per image."""
 
 PERCENTILES = (0.5, 99.5)
 """The intensities of a volume that become 0 and 1."""
 
 
 class Decathlon(SubjectSource):
-    """The labelled volumes of one task, each of another person, its intensities brought to [0, 1].
+    """The labeled volumes of one task, each of another person, with intensities in [0, 1].
 
-    ``data_dir/<task>/dataset.json`` lists them; hidden files (``._x.nii.gz``) in it are left out. A
-    folder that is there is only read. Where it is missing or empty, MONAI downloads the task to it.
+    ``data_dir/<task>/dataset.json`` lists them; hidden files (``._x.nii.gz``) in it are left out.
+    An existing folder is only read. If it is missing or empty, MONAI downloads the task to it.
 
     Source: Antonelli et al., "The Medical Segmentation Decathlon", 2022.
 
     Args:
         data_dir: Folder that holds, or will hold, the folder of the task.
-        task: Name of the task, one whose images are single volumes.
-        num_subjects: Read only the first so many volumes; by default all.
+        task: Name of a task with one volume per image.
+        num_subjects: Read only this many of the first volumes; by default all.
 
     Raises:
         UsageError: If there is no such task, or ``num_subjects`` is below 1.
@@ -50,14 +51,15 @@ class Decathlon(SubjectSource):
         self.num_subjects = num_subjects
 
     @property
+    @override
     def description(self) -> str:
-        """With the folder."""
         return f"{self.task} in {str(self.data_dir)!r}"
 
+    @override
     def prepare(self) -> None:
-        """Download where nothing is there, or nothing but the archive."""
         if self.data_dir.exists() and not self.data_dir.is_dir():
-            raise UsageError(f"data_dir={str(self.data_dir)!r} is no folder")
+            raise UsageError(f"data_dir={str(self.data_dir)!r} is not a folder")
+        # MONAI checks and unpacks an archive that was downloaded before.
         archive = f"{self.task}.tar"
         if self.data_dir.exists() and any(p.name != archive for p in visible(self.data_dir)):
             return
@@ -71,11 +73,11 @@ class Decathlon(SubjectSource):
         except (OSError, RuntimeError) as error:
             raise UsageError(
                 f"data_dir={str(self.data_dir)!r}: {self.task} could not be downloaded ({error});"
-                " name a folder that holds it"
+                " give a folder that holds it"
             ) from error
 
+    @override
     def load(self) -> Subjects:
-        """Read the volumes."""
         folder = self.data_dir / self.task
         listing = self._listing(folder / "dataset.json")
         subjects = []
@@ -95,13 +97,13 @@ class Decathlon(SubjectSource):
             listing: dict[str, Any] = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise UsageError(
-                f"data_dir={str(self.data_dir)!r}: {path} cannot be read ({error}); name the folder"
+                f"data_dir={str(self.data_dir)!r}: {path} cannot be read ({error}); give the folder"
                 f" that holds {self.task}, or an empty or new one to download it to"
             ) from error
         if not _is_listing(listing):
             raise UsageError(
-                f"{path} is no list of the Decathlon: its 'training' is a list of an 'image' and a"
-                " 'label' each, its 'labels' map numbers to names"
+                f"{path} is not a list of the Decathlon: 'training' must list an 'image' and a"
+                " 'label' each, 'labels' must map numbers to names"
             )
         return listing
 
@@ -124,7 +126,7 @@ def _is_listing(listing: Any) -> bool:
 
 
 def _scaled(subject: Subject) -> Subject:
-    """Intensities brought to [0, 1] by their percentiles; what lies beyond is cut off."""
+    """Scale intensities to [0, 1] by their percentiles; values beyond are clipped."""
     scale = ScaleIntensityRangePercentiles(*PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
     image = convert_to_tensor(scale(subject.image), track_meta=False)  # no MetaTensor
     return dataclasses.replace(subject, image=image)

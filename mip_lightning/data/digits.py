@@ -4,6 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
+from typing_extensions import override
 
 from mip_lightning.data.classification import InMemoryClassification
 
@@ -14,12 +15,12 @@ TEST_SEED = 0
 class Digits(InMemoryClassification):
     """Images of 1 x 8 x 8 pixels in [0, 1], ten classes.
 
-    scikit-learn ships only the test part of the UCI set, so there is no official split: a
-    stratified 20 % (360 images) with a fixed seed serves for test.
+    scikit-learn ships only the test images of the UCI set, so there is no official split: a
+    stratified 20 % (360 images), chosen with a fixed seed, is for test.
     """
 
+    @override
     def load(self) -> tuple[TensorDataset, TensorDataset]:
-        """The digits, split into training and test samples."""
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().div(16.0).unsqueeze(1)
         labels = torch.from_numpy(digits.target).long()

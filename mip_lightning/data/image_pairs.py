@@ -1,29 +1,31 @@
 """ImagePairs: pairs of images of different people, for registration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from typing_extensions import override
 
-from mip_lightning.data._base import Part
+from mip_lightning.data._base import Split
 from mip_lightning.data._subject_data import Sample, SubjectData, padded
 from mip_lightning.data.subjects import Subject, SubjectSource
 from mip_lightning.errors import UsageError
 
 
 class PairDataset(Dataset[Sample]):
-    """Ordered pairs of subjects of one position and of different people.
+    """Ordered pairs of images of different people at the same position.
 
     Each item has ``moving`` and ``fixed`` ``(1, *S)``, their ``moving_labels`` and
-    ``fixed_labels``, ``moving_name`` and ``fixed_name``, and of the fixed image the ``affine``
-    ``(4, 4)`` and its ``size`` ``(D,)``. A smaller image stands in the middle of zeros.
+    ``fixed_labels``, ``moving_name`` and ``fixed_name``, the fixed image's ``affine`` ``(4, 4)``
+    and ``size`` ``(D,)``, and the ``moving_size``. Smaller images are padded with zeros.
 
     Args:
         subjects: The subjects.
         size: Size S to which images are padded; ``None`` for the larger one of each pair.
-        num_pairs: Keep so many pairs, drawn with ``seed``; by default all.
-        seed: Seed of the draw.
+        num_pairs: Keep only this many pairs, chosen at random; by default all.
+        seed: Seed of the choice.
     """
 
     def __init__(
@@ -49,8 +51,8 @@ class PairDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @override
     def __getitem__(self, index: int) -> Sample:
-        """The pair of this index."""
         moving, fixed = (self.subjects[number] for number in self.pairs[index])
         both = zip(moving.image.shape[1:], fixed.image.shape[1:], strict=True)
         size = [max(lengths) for lengths in both] if self.size is None else self.size
@@ -68,24 +70,17 @@ class PairDataset(Dataset[Sample]):
 
 
 class ImagePairs(SubjectData):
-    """Pairs of images of different people: random ones in training, fixed ones in evaluation.
+    """Pairs of images of different people: all pairs in training, a fixed choice in evaluation.
 
     All images are read once and kept in memory. People, not images, are split into training,
     validation and test. An epoch takes all ordered training pairs in random order, or as many as
-    ``trainer.limit_train_batches`` says. Smaller images are padded with zeros to the largest; at
+    ``trainer.limit_train_batches`` says. Smaller images are padded with zeros to the largest; with
     ``batch_size=1`` to the larger one of the pair.
 
     Args:
         source: Where the images come from; by default ``TemplateBrains``.
-        batch_size: Number of pairs in a batch (on each rank).
         evaluation_pairs: Largest number of pairs in validation, and in test.
-        train_fraction: Share of people for training.
-        validation_fraction: Share of people for validation; the rest is for test.
-        split_seed: Seed of the split and of the choice of evaluation pairs, apart from the run's
-            seed, so that replicas share them.
-        drop_last: Leave out the last, smaller training batch.
-        num_workers: Number of processes that load batches.
-        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
+        **kwargs: Arguments of ``SubjectData``.
 
     Raises:
         UsageError: If a value is out of range.
@@ -94,37 +89,22 @@ class ImagePairs(SubjectData):
     def __init__(
         self,
         source: SubjectSource | None = None,
-        batch_size: int = 1,
         evaluation_pairs: int = 50,
-        train_fraction: float = 0.64,
-        validation_fraction: float = 0.16,
-        split_seed: int = 0,
-        drop_last: bool = False,
-        num_workers: int = 0,
-        predict_on: Part = "test",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            source,
-            batch_size,
-            train_fraction,
-            validation_fraction,
-            split_seed,
-            drop_last,
-            num_workers,
-            predict_on,
-        )
+        super().__init__(source, **kwargs)
         if evaluation_pairs < 1:
             raise UsageError(f"evaluation_pairs={evaluation_pairs}: give 1 or more")
         self.evaluation_pairs = evaluation_pairs
 
     @property
+    @override
     def requirement(self) -> str:
-        """Two people."""
         return "a pair takes two people of one slice position"
 
+    @override
     def dataset(
-        self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None
+        self, subjects: Sequence[Subject], split: Split, size: Sequence[int] | None
     ) -> PairDataset:
-        """All pairs in training, fixed ones in evaluation."""
-        num_pairs = None if part == "train" else self.evaluation_pairs
+        num_pairs = None if split == "train" else self.evaluation_pairs
         return PairDataset(subjects, size, num_pairs, self.split_seed)

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from typing_extensions import override
+
 from mip_lightning.data.subjects import Subjects, SubjectSource, read_subject
 from mip_lightning.errors import UsageError
 
@@ -17,15 +19,15 @@ class OASIS2D(SubjectSource):
     """A folder for each scan, ``OASIS_OAS1_<person>_MR<scan>``, with an image and its labels.
 
     ``slice_norm.nii.gz`` is the image, ``slice_seg24.nii.gz`` or ``slice_seg4.nii.gz`` the labels.
-    What follows the scan's number, as in ``OASIS_OAS1_0285_MR1_c109``, names the position of the
-    slice. Names of labels are read from ``seg24_labels.txt`` or ``seg4_labels.txt`` (in each line a
-    number, a name and perhaps four numbers of a colour, as FreeSurfer has it), where it is there.
+    The text after the scan's number, as in ``OASIS_OAS1_0285_MR1_c109``, names the position of the
+    slice. Names of labels are read from ``seg24_labels.txt`` or ``seg4_labels.txt`` if it exists:
+    each line has a number, a name and up to four numbers of a color, as FreeSurfer's files have.
 
     Source: https://github.com/adalca/medical-datasets (neurite-OASIS, 414 scans).
 
     Args:
-        data_dir: The folder of these folders.
-        labels: ``seg24`` or ``seg4``.
+        data_dir: The folder that holds these folders.
+        labels: Which labels to read: ``seg24`` or ``seg4``.
     """
 
     def __init__(self, data_dir: str, labels: Literal["seg24", "seg4"] = "seg24") -> None:
@@ -33,12 +35,12 @@ class OASIS2D(SubjectSource):
         self.labels = labels
 
     @property
+    @override
     def description(self) -> str:
-        """With the folder."""
         return f"OASIS2D in {str(self.data_dir)!r}"
 
+    @override
     def load(self) -> Subjects:
-        """Read all scans."""
         scans = [
             (folder, match)
             for folder in sorted(self.data_dir.glob("*/"))
@@ -46,7 +48,7 @@ class OASIS2D(SubjectSource):
         ]
         if not scans:
             raise UsageError(
-                f"data_dir={str(self.data_dir)!r} holds no folder OASIS_OAS1_*_MR*: name the folder"
+                f"data_dir={str(self.data_dir)!r} holds no folder OASIS_OAS1_*_MR*: give the folder"
                 " of the neurite-OASIS 2D data set"
             )
         subjects = [
@@ -75,7 +77,7 @@ class OASIS2D(SubjectSource):
                 continue
             entry = LABEL.fullmatch(line.strip())
             if entry is None:
-                raise UsageError(f"{path}, line {number}: {line!r} is no number and a name")
+                raise UsageError(f"{path}, line {number}: {line!r} is not a number and a name")
             if entry["name"] in names.values():
                 raise UsageError(f"{path}, line {number}: a second label {entry['name']!r}")
             names[int(entry["label"])] = entry["name"]

@@ -1,4 +1,4 @@
-"""Photographs: image files by class, decoded once, cropped at random in training."""
+"""Photographs: image files with classes, decoded once, cropped at random in training."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -13,8 +13,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+from typing_extensions import override
 
-from mip_lightning.data._base import InMemorySplits, Part
+from mip_lightning.data._base import InMemorySplits, Split
 from mip_lightning.data._image_files import read_image
 from mip_lightning.errors import UsageError
 
@@ -38,7 +39,7 @@ class LabelledFiles:
 
 
 class _Photographs(Dataset[Sample]):
-    """Images in memory, as bytes, and what is done to each when it is taken."""
+    """Images in memory, as bytes, each changed whenever it is taken."""
 
     def __init__(
         self, images: Sequence[Tensor], labels: Sequence[int], change: v2.Transform
@@ -57,27 +58,28 @@ class _Photographs(Dataset[Sample]):
 class Photographs(InMemorySplits):
     """Classification of photographs, which are decoded once and kept in memory as bytes.
 
-    Training takes a random square of 25 to 100 % of an image's area, brought to ``image_size``,
+    Training takes a random square of 25 to 100 % of an image's area, resized to ``image_size``,
     flipped at random, its brightness, contrast and saturation changed by up to 25, 50 and 50 %.
     Evaluation takes the square in the middle. Values are in [0, 1]. A larger image than a crop can
-    make use of is kept smaller: with a shorter side of ``2 * image_size``. Predictions are made
-    for the test images. A subclass overrides ``load``.
+    use is kept smaller, with a shorter side of ``2 * image_size``. Predictions are made for the
+    test images. A subclass overrides ``load``.
 
     Photographs lie as they are displayed: turned and mirrored as their EXIF orientation says, and
     on white where they are transparent. Gray of 9 to 16 bits is scaled by its own range, so that
-    its largest possible value is white; gray of 32 bits has no such range and is refused.
+    its largest possible value is white; gray of 32 bits does not have such a range and is refused.
 
     Source: paper, Section A.1.
 
     Args:
         batch_size: Number of images in a batch (on each rank).
-        image_size: Height and width of what the network gets.
-        num_train: Keep only so many training images, drawn before the split; by default all.
-        num_test: Keep only so many test images, drawn at random; by default all.
+        image_size: Height and width of the network's input.
+        num_train: Keep only this many training images, chosen at random before the split; by
+            default all.
+        num_test: Keep only this many test images, chosen at random; by default all.
         validation_fraction: Share of the training images held out, in (0, 1), the same share of
-            each class; of a class with one image, none.
-        split_seed: Seed of the split and the draws, apart from the run's seed, so that replicas
-            share them.
+            each class; a class with one image keeps it for training.
+        split_seed: Seed of the splits and of the choice of images, apart from the run's seed, so
+            that replicas share them.
         drop_last: Leave out the last, smaller training batch.
         num_workers: Number of processes that load batches.
 
@@ -112,43 +114,48 @@ class Photographs(InMemorySplits):
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
         self.label_names: dict[int, str] = {}
-        self._files: dict[Part, LabelledFiles] = {}
+        self._files: dict[Split, LabelledFiles] = {}
 
     @abstractmethod
     def load(self) -> tuple[LabelledFiles, LabelledFiles]:
-        """The training and the test files; sets ``label_names`` where classes have names."""
+        """The training and the test files; sets ``label_names`` if classes have names."""
 
+    @override
     def setup(self, stage: str) -> None:
-        """Split once for all stages, and decode what the stage needs."""
+        # Files are split once for all stages; only images that the stage needs are decoded.
         if not self._files:
             train, test = self.load()
             kept, held_out = split_by_class(
-                self._drawn(train, self.num_train),
+                self._subset(train, self.num_train),
                 self.validation_fraction,
                 self.split_seed,
                 "validation_fraction",
             )
-            self._files = {"train": kept, "val": held_out, "test": self._drawn(test, self.num_test)}
-        needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
-        for part in needed.get(stage, ("test",)):
-            if part not in self.parts:
-                self.parts[part] = self._decoded(part)
+            self._files = {
+                "train": kept,
+                "val": held_out,
+                "test": self._subset(test, self.num_test),
+            }
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in needed.get(stage, ("test",)):
+            if split not in self.splits:
+                self.splits[split] = self._decoded(split)
 
-    def _drawn(self, files: LabelledFiles, number: int | None) -> LabelledFiles:
+    def _subset(self, files: LabelledFiles, number: int | None) -> LabelledFiles:
         if number is None or number >= len(files.labels):
             return files
         generator = torch.Generator().manual_seed(self.split_seed)
         chosen = torch.randperm(len(files.labels), generator=generator)[:number].sort().values
-        return _picked(files, chosen.tolist())
+        return _select(files, chosen.tolist())
 
-    def _decoded(self, part: Part) -> _Photographs:
-        files = self._files[part]
+    def _decoded(self, split: Split) -> _Photographs:
+        files = self._files[split]
         if not files.paths:
-            raise UsageError(f"{type(self).__name__} has no image for {part!r}")
-        change, keep = (_augmentation if part == "train" else _center)(self.image_size)
+            raise UsageError(f"{type(self).__name__} has no image for {split!r}")
+        change, keep = (_augmentation if split == "train" else _center)(self.image_size)
         paths = track(
             files.paths,
-            f"reading images for {part}",
+            f"reading images for {split}",
             transient=True,
             disable=not self._shows_progress,
         )
@@ -165,19 +172,19 @@ class Photographs(InMemorySplits):
 def split_by_class(
     files: LabelledFiles, fraction: float, seed: int, name: str
 ) -> tuple[LabelledFiles, LabelledFiles]:
-    """Hold out the same share of each class; of a class with one image, none.
+    """Hold out the same share of each class, and nothing of a class with one image.
 
     Args:
         files: The files.
         fraction: The share, in (0, 1).
         seed: Seed of the split.
-        name: What the share is called, for the message.
+        name: Name of the argument that gives the share, for the message.
 
     Returns:
-        What is left, and what is held out.
+        The files that are left, and those that are held out.
 
     Raises:
-        UsageError: If there are too few images for it.
+        UsageError: If there are too few images.
     """
     counts = Counter(files.labels)
     alone = [i for i, label in enumerate(files.labels) if counts[label] == 1]
@@ -194,15 +201,15 @@ def split_by_class(
             f"{name}={fraction} of {len(files.labels)} images in {len(counts)} classes,"
             f" {len(alone)} of them with one image: {error}"
         ) from error
-    return _picked(files, sorted([*alone, *kept])), _picked(files, sorted(held_out))
+    return _select(files, sorted([*alone, *kept])), _select(files, sorted(held_out))
 
 
-def _picked(files: LabelledFiles, chosen: Sequence[int]) -> LabelledFiles:
+def _select(files: LabelledFiles, chosen: Sequence[int]) -> LabelledFiles:
     return LabelledFiles([files.paths[i] for i in chosen], [files.labels[i] for i in chosen])
 
 
 def _augmentation(size: int) -> tuple[v2.Transform, v2.Transform]:
-    """What is done to a training image each time it is taken, and once, when it is read."""
+    """Transforms of a training image: each time it is taken, and once, when it is read."""
     each = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=CROP_AREA, ratio=(1.0, 1.0), antialias=True),
@@ -215,7 +222,7 @@ def _augmentation(size: int) -> tuple[v2.Transform, v2.Transform]:
 
 
 def _center(size: int) -> tuple[v2.Transform, v2.Transform]:
-    """The same for an image of evaluation."""
+    """The same two transforms of an evaluation image."""
     once = v2.Compose(
         [
             v2.Lambda(lambda image: v2.functional.center_crop(image, [min(image.shape[1:])] * 2)),
@@ -226,7 +233,7 @@ def _center(size: int) -> tuple[v2.Transform, v2.Transform]:
 
 
 def _at_most(image: Tensor, side: int) -> Tensor:
-    """Smaller, if the shorter side is longer than that."""
+    """The image, made smaller if its shorter side is longer than ``side``."""
     if min(image.shape[1:]) <= side:
         return image
     smaller: Tensor = v2.functional.resize(image, [side], antialias=True)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch.utils.data import Dataset
+from typing_extensions import override
 
-from mip_lightning.data._base import Part
+from mip_lightning.data._base import Split
 from mip_lightning.data._subject_data import Sample, SubjectData, padded
 from mip_lightning.data.subjects import Subject
 
@@ -14,7 +15,7 @@ class SegmentedDataset(Dataset[Sample]):
     """A sample for each subject.
 
     Each has ``image`` and ``labels`` ``(1, *S)``, ``name``, ``affine`` ``(4, 4)`` and ``size``
-    ``(D,)``. A smaller image stands in the middle of zeros.
+    ``(D,)``. Smaller images are padded with zeros.
 
     Args:
         subjects: The subjects.
@@ -36,8 +37,8 @@ class SegmentedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    @override
     def __getitem__(self, index: int) -> Sample:
-        """The sample of this index."""
         return self._samples[index]
 
 
@@ -45,30 +46,17 @@ class SegmentedImages(SubjectData):
     """Images of people with the labels of their voxels.
 
     All images are read once and kept in memory. People, not images, are split into training,
-    validation and test. Smaller images are padded with zeros to the largest; at ``batch_size=1``
-    each keeps its own size.
-
-    Args:
-        source: Where the images come from; by default ``TemplateBrains``.
-        batch_size: Number of images in a batch (on each rank).
-        train_fraction: Share of people for training.
-        validation_fraction: Share of people for validation; the rest is for test.
-        split_seed: Seed of the split, apart from the run's seed, so that replicas share it.
-        drop_last: Leave out the last, smaller training batch.
-        num_workers: Number of processes that load batches.
-        predict_on: The part that predictions are made for: ``train``, ``val`` or ``test``.
-
-    Raises:
-        UsageError: If a value is out of range.
+    validation and test. Smaller images are padded with zeros to the largest; with
+    ``batch_size=1`` each keeps its own size.
     """
 
     @property
+    @override
     def requirement(self) -> str:
-        """A person."""
-        return "each part takes a person"
+        return "each split takes a person"
 
+    @override
     def dataset(
-        self, subjects: Sequence[Subject], part: Part, size: Sequence[int] | None
+        self, subjects: Sequence[Subject], split: Split, size: Sequence[int] | None
     ) -> SegmentedDataset:
-        """All images of a part."""
         return SegmentedDataset(subjects, size)

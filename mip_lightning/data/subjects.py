@@ -1,4 +1,4 @@
-"""Images with labels, a subject each: what sources give, how they are checked and split."""
+"""Subjects (images with labels): their sources, checks and splits."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -14,24 +14,24 @@ from jaxtyping import Float, UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from mip_lightning.data._base import Part
+from mip_lightning.data._base import Split
 from mip_lightning.errors import UsageError
 
 MAX_LABEL = 255
 
 AFFINE_TOLERANCE = 1e-2
-"""By how much affines of an image and its labels may differ, in millimetres: headers round."""
+"""Largest difference between the affines of an image and its labels, in mm: headers round."""
 
 
 UNREADABLE = (
     OSError,
     EOFError,
     zlib.error,
-    ValueError,  # a size below zero, in which numpy finds it
+    ValueError,  # numpy's, for a negative size
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
 )
-"""What nibabel raises of a file that is broken somewhere."""
+"""What nibabel raises for a broken file."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Subject:
     """One image with its labels.
 
     Attributes:
-        name: Its name, of which files are named: no other subject of the source has it.
-        person: Whose image it is: a person's images stay in one part of a split.
+        name: Its name, unique in the source; files of predictions are named after it.
+        person: Whose image it is: all images of a person fall in the same split.
         position: Where a slice was taken: only images of one position are paired.
         image: Intensities, about [0, 1], shape ``(1, *S)``.
         labels: A label for each voxel, 0 the background, shape ``(1, *S)``.
-        affine: From voxels to millimetres, shape ``(4, 4)``; its axes point as those of the
-            source's other images do.
+        affine: From voxels to millimeters, shape ``(4, 4)``; all images of a source have the
+            same orientation.
     """
 
     name: str
@@ -70,15 +70,15 @@ class Subjects:
 
 
 class SubjectSource(ABC):
-    """Where subjects come from."""
+    """Base class of sources of subjects."""
 
     def prepare(self) -> None:
-        """Download what is missing, on one process of each node; nothing unless overridden."""
+        """Download missing files, on one process of each node; by default nothing."""
         return
 
     @property
     def description(self) -> str:
-        """What messages call it; with its folder where it has one."""
+        """Its name in messages, with its folder if it has one."""
         return type(self).__name__
 
     @abstractmethod
@@ -86,7 +86,7 @@ class SubjectSource(ABC):
         """All subjects, in memory.
 
         Raises:
-            UsageError: If they cannot be had.
+            UsageError: If they cannot be read.
         """
 
 
@@ -97,7 +97,7 @@ def read_subject(
 
     Raises:
         UsageError: If a file is missing or cannot be read, the image is not 2D or 3D or has voxels
-            that are no numbers, or the labels have another shape or place or are no whole numbers
+            that are not numbers, or the labels have another shape or place or are not whole numbers
             in [0, 255].
     """
     image, affine = _read(image_path)
@@ -106,7 +106,7 @@ def read_subject(
         raise UsageError(f"{image_path} has shape {image.shape}: an image has 2 or 3 dimensions")
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise UsageError(f"{image_path} has {count} voxel(s) that are NaN or infinite: mend it")
+        raise UsageError(f"{image_path} has {count} voxel(s) that are NaN or infinite: repair it")
     if labels.shape != image.shape:
         raise UsageError(
             f"{labels_path} has shape {labels.shape}, its image {image_path.name} {image.shape}:"
@@ -151,15 +151,15 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_alike(subjects: Sequence[Subject], where: str) -> None:
-    """Refuse what cannot be compared or told apart; warn where voxels differ in size.
+    """Refuse subjects that cannot be compared or told apart; warn if voxels differ in size.
 
     Args:
         subjects: The images.
         where: Where they come from, for the message.
 
     Raises:
-        UsageError: If there is none, a name is repeated or cannot be one of a folder, or some have
-            another number of dimensions or another orientation.
+        UsageError: If there are none, a name is repeated or cannot name a folder, or numbers of
+            dimensions or orientations differ.
     """
     if not subjects:
         raise UsageError(f"{where} holds no subject")
@@ -176,8 +176,8 @@ def check_alike(subjects: Sequence[Subject], where: str) -> None:
     for subject, size in zip(subjects, sizes, strict=True):
         if not torch.allclose(size, sizes[0], rtol=0.01):
             rank_zero_warn(
-                f"{where} has voxels of {_millimetres(sizes[0])} in {first.name} and of"
-                f" {_millimetres(size)} in {subject.name}, and displacements count voxels: resample"
+                f"{where} has voxels of {_millimeters(sizes[0])} in {first.name} and of"
+                f" {_millimeters(size)} in {subject.name}, and displacements count voxels: resample"
                 " the images where that matters"
             )
             break
@@ -188,24 +188,24 @@ def _check_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise UsageError(
-                f"{where} has a subject of the name {name!r}, which no folder of predictions can"
-                " have: give it another"
+                f"{where} has a subject of the name {name!r}, which cannot name a folder of"
+                " predictions: give it another"
             )
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise UsageError(
-            f"{where} has {count} subjects of the name {name!r}, and one would be taken for the"
-            " other: give each a name of its own, e.g. rename the files"
+            f"{where} has {count} subjects of the name {name!r}, which cannot be told"
+            " apart: give each a name of its own, e.g. rename the files"
         )
 
 
 def _check_orientations(subjects: Sequence[Subject], where: str) -> None:
-    """Refuse images whose axes point in different directions: they are compared as they lie."""
+    """Refuse images with different orientations: they are compared voxel by voxel."""
     first, *others = subjects
     expected = _orientation(first, where)
     for other in others:
         found = _orientation(other, where)
-        # Where an affine has no length along an axis, it tells nothing of it.
+        # An affine without length along an axis leaves the axis's direction unknown.
         if any(a != b and "?" not in (a, b) for a, b in zip(expected, found, strict=True)):
             way = "as_closest_canonical" if len(found) == 3 else "as_reoriented"
             raise UsageError(
@@ -216,24 +216,24 @@ def _check_orientations(subjects: Sequence[Subject], where: str) -> None:
 
 
 def _orientation(subject: Subject, where: str) -> str:
-    """Where the image's axes point, as ``RAS`` (right, anterior, superior); ``?`` if unknown."""
+    """Directions of the image's axes, as ``RAS`` (right, anterior, superior); ``?`` if unknown."""
     if not subject.affine.isfinite().all():
         raise UsageError(
             f"{where}: the affine of {subject.name} holds NaN or infinity, so that its orientation"
-            " is not known: mend it"
+            " is not known: repair it"
         )
     codes = nibabel.aff2axcodes(subject.affine.double().numpy())
     return "".join(code or "?" for code in codes[: subject.image.ndim - 1])
 
 
-def _millimetres(size: Float[Tensor, "3"]) -> str:
+def _millimeters(size: Float[Tensor, "3"]) -> str:
     return " x ".join(f"{length:.3g}" for length in size.tolist()) + " mm"
 
 
 def split_by_person(
     subjects: Sequence[Subject], train_fraction: float, validation_fraction: float, seed: int
-) -> dict[Part, list[Subject]]:
-    """Split subjects so that all images of a person fall in one part.
+) -> dict[Split, list[Subject]]:
+    """Split subjects so that all images of a person fall in the same split.
 
     Args:
         subjects: The images.
@@ -248,12 +248,12 @@ def split_by_person(
     order = [people[i] for i in np.random.default_rng(seed).permutation(len(people))]
     first = round(train_fraction * len(people))
     second = first + round(validation_fraction * len(people))
-    parts: dict[Part, list[str]] = {
+    splits: dict[Split, list[str]] = {
         "train": order[:first],
         "val": order[first:second],
         "test": order[second:],
     }
     return {
-        part: [subject for subject in subjects if subject.person in set(members)]
-        for part, members in parts.items()
+        split: [subject for subject in subjects if subject.person in set(members)]
+        for split, members in splits.items()
     }

@@ -1,4 +1,4 @@
-"""TemplateBrains: labelled brains without a download, made from the template that nilearn ships."""
+"""TemplateBrains: labeled brains without a download, made from nilearn's template."""
 
 from typing import Literal, NamedTuple
 
@@ -9,6 +9,7 @@ from monai.networks.layers import GaussianFilter
 from monai.transforms import Compose, RandAdjustContrast, RandBiasField, RandGaussianNoise
 from nilearn import datasets
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
 from mip_lightning.errors import UsageError
@@ -40,16 +41,15 @@ class _Template(NamedTuple):
 class TemplateBrains(SubjectSource):
     """The MNI152 template, deformed by random diffeomorphisms, with random changes of intensity.
 
-    Each subject is the template's brain or its coronal slice at y = -18 mm, with grey and white
-    matter of either hemisphere as four labels. A subject depends on
-    ``seed`` and its own number only.
+    Each subject is the template's brain or its coronal slice at y = -18 mm, with gray and white
+    matter of either hemisphere as four labels. A subject depends only on ``seed`` and its number.
 
-    Source: MNI ICBM 152 nonlinear symmetric template 2009 (Fonov et al., 2011), as nilearn has it.
+    Source: MNI ICBM 152 nonlinear symmetric template 2009 (Fonov et al., 2011), from nilearn.
 
     Args:
         num_subjects: Number of subjects.
         spatial_dims: 2 for coronal slices, 3 for volumes.
-        resolution: Edge of a voxel in whole millimetres.
+        resolution: Edge of a voxel in whole millimeters.
         seed: Seed of the deformations and intensities.
 
     Raises:
@@ -71,14 +71,14 @@ class TemplateBrains(SubjectSource):
         self.resolution = resolution
         self.seed = seed
 
+    @override
     def load(self) -> Subjects:
-        """Make the subjects."""
         template = self._template()
         subjects = [self._subject(template, number) for number in range(self.num_subjects)]
         return Subjects(subjects, LABEL_NAMES)
 
     def _template(self) -> _Template:
-        image, grey, white, brain = (
+        image, gray, white, brain = (
             load(resolution=self.resolution)
             for load in (
                 datasets.load_mni152_template,
@@ -88,13 +88,13 @@ class TemplateBrains(SubjectSource):
             )
         )
         affine = np.array(image.affine)
-        values, grey, white, brain = (
-            np.asarray(volume.get_fdata()) for volume in (image, grey, white, brain)
+        values, gray, white, brain = (
+            np.asarray(volume.get_fdata()) for volume in (image, gray, white, brain)
         )
         left = (affine[0, 3] + affine[0, 0] * np.arange(values.shape[0]) < 0.0)[:, None, None]
         inside = brain > 0.5
         labels = np.zeros(values.shape)
-        labels = np.where(inside & (grey > 0.5), np.where(left, 1, 2), labels)
+        labels = np.where(inside & (gray > 0.5), np.where(left, 1, 2), labels)
         labels = np.where(inside & (white > 0.5), np.where(left, 3, 4), labels)
         values = np.where(inside, values, 0.0)
         if self.spatial_dims == 2:
@@ -103,7 +103,7 @@ class TemplateBrains(SubjectSource):
             # The axes of the slice are x and z; the third is y, at the slice.
             affine = affine[:, [0, 2, 1, 3]]
             affine[:3, 3] += index * affine[:3, 2]
-        # As the brain is cut out, so the way is kept from voxels to millimetres.
+        # Cropping to the brain moves the origin: the affine must move with it.
         margin = round(8 / self.resolution)
         where = np.argwhere(inside)
         start = np.maximum(where.min(axis=0) - margin, 0)
@@ -147,7 +147,7 @@ class TemplateBrains(SubjectSource):
     def _displacement(
         self, size: torch.Size, generator: torch.Generator
     ) -> Float[Tensor, "1 D *S"]:
-        """A random smooth diffeomorphism, by integration of a velocity without change in time."""
+        """A random smooth diffeomorphism: the integral of a velocity that is constant in time."""
         noise = torch.randn(1, len(size), *size, generator=generator)
         velocity = GaussianFilter(len(size), SMOOTHNESS_MM / self.resolution)(noise)
         velocity *= AMPLITUDE_MM / self.resolution / velocity.std()

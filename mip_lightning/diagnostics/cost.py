@@ -109,11 +109,11 @@ FLOPS, MILLISECONDS, ON_FRONT = "flops", "milliseconds", "on_pareto_front"
 
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], gammas: Sequence[str], metric: str) -> Figure:
-    """The metric against FLOPs and against time, each point coloured by gamma.
+    """The metric against FLOPs and against time, each point colored by gamma.
 
     Args:
         rows: As in the CSV file.
-        gammas: Name of each dimension of gamma; the first gives the colour.
+        gammas: Name of each dimension of gamma; the first gives the color.
         metric: Name of the metric.
     """
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
@@ -122,7 +122,7 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], gammas: Sequence[str], metric: 
     left.plot(
         [row[FLOPS] / 1e9 for row in front],
         [row[metric] for row in front],
-        color="grey",
+        color="gray",
         ls="--",
         label="Pareto front",
         zorder=0,
@@ -143,6 +143,6 @@ def _points(
     axes.set_ylabel(word)
     axes.set_title(f"{word} against cost")
     axes.grid(alpha=0.3)
-    colour = [row[gamma] for row in rows]
-    scale = Normalize(min(colour), max(colour))
-    return axes.scatter(x, [row[metric] for row in rows], c=colour, norm=scale, cmap="viridis")
+    color = [row[gamma] for row in rows]
+    scale = Normalize(min(color), max(color))
+    return axes.scatter(x, [row[metric] for row in rows], c=color, norm=scale, cmap="viridis")

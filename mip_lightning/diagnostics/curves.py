@@ -52,7 +52,7 @@ def plot_labels(
     metric: str,
     curve: Curve,
 ) -> Figure:
-    """A row of colours for each label over gamma, with a star at its best gamma.
+    """A row of colors for each label over gamma, with a star at its best gamma.
 
     Colours tell by how much a gamma misses the label's best, whose value stands at the right: the
     labels differ from each other by far more than one does over gamma.
@@ -70,17 +70,17 @@ def plot_labels(
     figure = Figure(figsize=(7.5, 1.6 + ROW_HEIGHT * len(labels)), layout="constrained")
     axes = figure.subplots()
     values = torch.stack([curve.by_label[label] for label in labels])
-    colours, meaning, title = values, word, rf"{word} of each label against $\gamma$"
+    colors, meaning, title = values, word, rf"{word} of each label against $\gamma$"
     if curve.best_by_label:
         best = torch.tensor([curve.best_by_label[label] for label in labels])
         optima = values.gather(1, best[:, None])
-        colours, meaning = values - optima, f"{word}, less the label's best"
+        colors, meaning = values - optima, f"{word}, less the label's best"
         title += "; a star at its best, which stands at the right"
         axes.plot(best.tolist(), rows, "*", color="red", linestyle="none")
         right = axes.secondary_yaxis("right")
         right.set_yticks(rows, [f"{value:.3f}" for value in optima[:, 0].tolist()])
         right.tick_params(labelsize="small")
-    image = axes.imshow(colours.numpy(), aspect="auto")
+    image = axes.imshow(colors.numpy(), aspect="auto")
     axes.set_yticks(rows, [names.get(label, str(label)) for label in labels])
     if grid.shape[1] == 1:
         axes.set_xticks(range(len(grid)), [f"{value:.3g}" for value in grid[:, 0].tolist()])
@@ -119,7 +119,7 @@ def plot_curves(
         gammas: Name of each dimension of gamma.
         grid: The values of gamma; where D > 1 the horizontal axis is ``|gamma|``.
         curves: The metrics by name.
-        references: What to show beside a metric, by its name: a label and a value.
+        references: What to show next to a metric, by its name: a label and a value.
     """
     one = grid.shape[1] == 1
     x = grid[:, 0] if one else grid.norm(dim=1)
@@ -130,7 +130,7 @@ def plot_curves(
     ):
         values = curve.values.cpu()
         axes.plot(x[order], values[order], "o-")
-        axes.axhline(float(curve.mean), color="grey", ls=":", label=f"mean {curve.mean:.4g}")
+        axes.axhline(float(curve.mean), color="gray", ls=":", label=f"mean {curve.mean:.4g}")
         if curve.best is not None:
             best = float(values[curve.best])
             axes.plot(x[curve.best], best, "*", color="C3", ms=12, label=f"best {best:.4g}")

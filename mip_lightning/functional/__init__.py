@@ -1,4 +1,4 @@
-"""What is clever and small; the README beside this file has its contracts."""
+"""What is clever and small: factored gradients, replicas, spatial transforms."""
 
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.functional.factors import Factors, max_pairs

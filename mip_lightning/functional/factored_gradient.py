@@ -3,7 +3,7 @@
 With K draws in a step the gradient of the ``(P, H)`` weight is ``sum_k left_k right_k^T``, of
 ``K (P + H)`` numbers: ``left_k`` is the gradient with respect to the k-th output, ``right_k`` the
 k-th input. To write the matrix out and read it again is most of what a step of a hypernetwork costs
-beside its primary; the optimizers of ``optim/`` take the factors as they are.
+next to its primary; the optimizers of ``optim/`` take the factors as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+from typing_extensions import override
 
 from mip_lightning.functional.factors import Factors
 
@@ -101,11 +102,12 @@ class FactoredGradient(Tensor):
         return self.written_out().__reduce_ex__(protocol)
 
     @property
+    @override
     def data(self) -> "FactoredGradient":
-        """The gradient outside of any graph; what it is set to takes its place."""
         return _detach(aten.detach.default, self)
 
     @data.setter
+    @override
     def data(self, other: Tensor) -> None:
         Tensor.data.__set__(self, other)  # type: ignore[attr-defined]  # shape and type of numbers
         if isinstance(other, FactoredGradient):
@@ -120,23 +122,23 @@ class FactoredGradient(Tensor):
         self._value.factors = None  # they may be changed
         return matrix
 
+    @override
     def data_ptr(self) -> int:
-        """Address of the matrix."""
         return self._in_memory().data_ptr()
 
+    @override
     def untyped_storage(self) -> torch.UntypedStorage:
-        """Memory of the matrix."""
         return self._in_memory().untyped_storage()
 
     def __dlpack__(self, **options: Any) -> Any:
         return self._in_memory().__dlpack__(**options)
 
+    @override
     def numpy(self, *, force: bool = False) -> Any:
-        """The matrix as an array."""
         return self._in_memory().numpy(force=force)
 
+    @override
     def tolist(self) -> Any:
-        """The matrix as nested lists."""
         return self.written_out().tolist()
 
     @classmethod

@@ -41,7 +41,7 @@ class Factors(NamedTuple):
             torch.mm(columns, self.right, out=out)
 
     def joined(self, other: "Factors") -> "Factors | None":
-        """The factors of a sum; ``None`` if the matrix is no larger than they would be."""
+        """The factors of a sum; ``None`` if the matrix is not larger than they would be."""
         if len(self.left) + len(other.left) > max_pairs(self.left.shape[1], self.right.shape[1]):
             return None
         return Factors(torch.cat([self.left, other.left]), torch.cat([self.right, other.right]))

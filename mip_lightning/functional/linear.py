@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.functional.factors import Factors, max_pairs
@@ -74,7 +75,7 @@ def why_written_out(num_draws: int, weight: Float[Tensor, "rows H"]) -> str | No
     if weight.numel() < MIN_FACTORED:
         return "it is so small that this is as fast"
     if num_draws > max_pairs(*weight.shape):
-        return f"the factors of {num_draws} draws are no smaller"
+        return f"the factors of {num_draws} draws are not smaller"
     if weight.device.type not in ("cpu", "cuda"):
         return f"torch's fused optimizers are used on CPU and CUDA, not on {weight.device.type}"
     return None
@@ -110,11 +111,13 @@ class _FactoredProduct(torch.autograd.Function):
         return _product(hidden, weight)
 
     @staticmethod
+    @override
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
         ctx.factored = inputs[2]
 
     @staticmethod
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden, weight = ctx.saved_tensors
         # The gradient is itself differentiated, or many backward passes run at once.

@@ -1,6 +1,6 @@
 """How hypernetwork weights start: the scale of the hidden layers and of the predicted change.
 
-A head starts such that the change ``delta`` of each predicted tensor has a target variance, given
+A head starts so that the change ``delta`` of each predicted tensor has a target variance, given
 the mean square norm of the last hidden activation, its *power*.
 """
 

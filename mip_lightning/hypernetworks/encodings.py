@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mip_lightning.priors import Categorical, Prior
 
@@ -41,8 +42,8 @@ class IdentityEncoding(Encoding):
     """gamma as it is: the default formulation, whose output scales with the input."""
 
     @property
+    @override
     def num_features(self) -> int:
-        """E = D."""
         return self.prior.dim
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
@@ -60,8 +61,8 @@ class L2Encoding(Encoding):
     """
 
     @property
+    @override
     def num_features(self) -> int:
-        """E = 2 D."""
         return 2 * self.prior.dim
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
@@ -77,8 +78,8 @@ class ComplementEncoding(Encoding):
     """
 
     @property
+    @override
     def num_features(self) -> int:
-        """E = 2 D."""
         return 2 * self.prior.dim
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
@@ -94,8 +95,8 @@ class DirectionEncoding(Encoding):
     """
 
     @property
+    @override
     def num_features(self) -> int:
-        """E = D."""
         return self.prior.dim
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
@@ -118,8 +119,8 @@ class CategoryEncoding(Encoding):
         self.vectors = nn.Parameter(torch.randn(prior.size, width or min(prior.size, 16)))
 
     @property
+    @override
     def num_features(self) -> int:
-        """The vectors' width."""
         return self.vectors.shape[1]
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
@@ -142,8 +143,8 @@ class JointEncoding(Encoding):
         self._num_features = sum(encoding.num_features for encoding in encodings)
 
     @property
+    @override
     def num_features(self) -> int:
-        """The sum of the encodings' widths."""
         return self._num_features
 
     def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:

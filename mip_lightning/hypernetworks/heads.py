@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.linear import factored_linear
@@ -59,8 +60,8 @@ class DenseHead(Head):
         _initialize_rows(self.weight, layout.sizes, start.row_stds)
 
     @property
+    @override
     def factored_weight(self) -> nn.Parameter:
-        """The matrix."""
         return self.weight
 
     def forward(self, hidden: Float[Tensor, "K H"]) -> Float[Tensor, "K P"]:
@@ -79,7 +80,7 @@ class LowRankHead(Head):
     Args:
         hidden_size: Width H of the last hidden activation.
         layout: The predicted tensors.
-        start: How it is initialized: the right factors with variance 1, the left ones such that
+        start: How it is initialized: the right factors with variance 1, the left ones so that
             the change has its target variance.
         rank: Rank r, 1 or more.
 
@@ -111,8 +112,8 @@ class LowRankHead(Head):
         _initialize_rows(self.weight, self._sizes, stds)
 
     @property
+    @override
     def factored_weight(self) -> nn.Parameter:
-        """The matrix that predicts all factors."""
         return self.weight
 
     def forward(self, hidden: Float[Tensor, "K H"]) -> Float[Tensor, "K P"]:
@@ -140,7 +141,7 @@ class ChunkedHead(Head):
     Args:
         hidden_size: Width H of the last hidden activation, and of the small network.
         layout: The predicted tensors.
-        start: How it is initialized: such that each change has its target variance.
+        start: How it is initialized: so that each change has its target variance.
         chunk_size: Numbers a chunk, 1 or more.
         embedding_size: Width of the embeddings, 1 or more.
 

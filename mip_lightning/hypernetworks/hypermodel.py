@@ -269,7 +269,7 @@ def _targets(
         return targets
     if pretrained is not None:
         raise UsageError(
-            f"head_init={config.head_init!r} scales theta0, which would spoil pretrained weights:"
+            f"head_init={config.head_init!r} scales theta0, which would change pretrained weights:"
             " use zero"
         )
     return split_variance_with_theta0(theta0, targets)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 
@@ -85,8 +86,8 @@ class Selection(ABC):
 class All(Selection):
     """All parameters but those of normalization layers."""
 
+    @override
     def names(self, primary: nn.Module) -> set[str]:
-        """All names."""
         return set(_names(primary)) - _normalization(primary)
 
 
@@ -102,8 +103,8 @@ class ByName(Selection):
 
     patterns: Sequence[str]
 
+    @override
     def names(self, primary: nn.Module) -> set[str]:
-        """Names that match a pattern."""
         names = _names(primary)
         left_out = _normalization(primary)
         chosen: set[str] = set()
@@ -123,7 +124,7 @@ class ByRegularExpression(Selection):
         patterns: The expressions.
 
     Raises:
-        UsageError: If one is no regular expression.
+        UsageError: If one is not a regular expression.
     """
 
     patterns: Sequence[str]
@@ -134,12 +135,12 @@ class ByRegularExpression(Selection):
                 re.compile(pattern)
             except re.error as error:
                 raise UsageError(
-                    f"patterns: {pattern!r} is no regular expression ({error}): mend it, or use"
-                    " ByName for a glob pattern"
+                    f"patterns: {pattern!r} is not a regular expression ({error}): correct it, or"
+                    " use ByName for a glob pattern"
                 ) from error
 
+    @override
     def names(self, primary: nn.Module) -> set[str]:
-        """Names in which an expression is found."""
         names = _names(primary)
         chosen: set[str] = set()
         for pattern in self.patterns:
@@ -161,8 +162,8 @@ class ByType(Selection):
 
     types: Sequence[str | type[nn.Module]]
 
+    @override
     def names(self, primary: nn.Module) -> set[str]:
-        """Names of the parameters of those modules."""
         left_out = _normalization(primary)
         known = sorted({type(module).__name__ for module in primary.modules()})
         chosen: set[str] = set()

@@ -52,7 +52,7 @@ def load_pretrained(primary: nn.Module, path: str) -> None:
     """Load a trained primary's weights and buffers.
 
     Names may carry a prefix (``module.``, ``model.net.``), which is taken off; what a checkpoint
-    holds beside the prefix is not looked at.
+    holds under other names is not looked at.
 
     Args:
         primary: The network.

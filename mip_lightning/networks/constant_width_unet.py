@@ -19,7 +19,7 @@ class ConstantWidthUNet(nn.Module):
     """Encoder of five stages and decoder of four, two convolutions of 32 features in each.
 
     Max-pooling by 2 stands between the encoder's stages. Each stage of the decoder takes what is
-    below it, brought linearly to the size of the encoder's output beside it, and that output. So
+    below it, brought linearly to the size of the encoder's output at its level, and that output. So
     images of any size fit that leave a pixel at the lowest level, odd ones too.
 
     Source: paper, Sections A.3 and A.4, which leave open the pooling, the activation and how
@@ -134,7 +134,7 @@ class ScaleSpaceUNet(ConstantWidthUNet):
             gamma: Factor by which each stage of the encoder shrinks them, in [0, 1].
 
         Raises:
-            UsageError: If an image has another number of dimensions, or gamma is no factor.
+            UsageError: If an image has another number of dimensions, or gamma is not a factor.
         """
         self._check(images, smallest=1)
         factor = as_factor(gamma)

@@ -50,7 +50,7 @@ def rescaled_size(size: Sequence[int], factor: float) -> list[int]:
 
 
 def resized(images: Float[Tensor, "B C *S"], size: Sequence[int]) -> Float[Tensor, "B C *T"]:
-    """Interpolate linearly, such that the corners of the outermost pixels stay where they are.
+    """Interpolate linearly, so that the corners of the outermost pixels stay where they are.
 
     Source: paper, Section A.4, "fractional bilinear sampling"; ``align_corners=False`` of PyTorch,
     without a filter against aliasing.

@@ -18,7 +18,7 @@ from mip_lightning.networks.rescaling import Factor, as_factor, rescaled
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, and beside them the input, by a 1 x 1 convolution where features change.
+    """Two convolutions, added to the input, by a 1 x 1 convolution where features change.
 
     Args:
         in_features: Number of features of the input.
@@ -152,7 +152,7 @@ class ScaleSpaceResNet(ResNetLike):
             gamma: Factor by which they shrink before each stage but the first, in [0, 1].
 
         Raises:
-            UsageError: If an image has another number of dimensions, or gamma is no factor.
+            UsageError: If an image has another number of dimensions, or gamma is not a factor.
         """
         self._check(images, smallest=1)
         factor = as_factor(gamma)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.linear import keep_in_factors
@@ -33,7 +34,7 @@ class FactoredOptimizer(Optimizer):
     torchs: ClassVar[type[Optimizer]]
 
     def _complete(self, moments: str) -> None:
-        """Take up the choice of moments; mend a loaded state."""
+        """Take up the choice of moments; adapt a loaded state."""
         self.defaults["moments"] = moments
         for group in self.param_groups:
             check_moments(group.setdefault("moments", moments))
@@ -48,14 +49,14 @@ class FactoredOptimizer(Optimizer):
         super().__setstate__(state)
         self._complete(state.get("defaults", self.defaults).get("moments", "float32"))
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, as torch's optimizer does."""
         super().add_param_group(param_group)
         if "moments" in self.defaults:  # else the optimizer is being made
             self._complete(self.defaults["moments"])
 
+    @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters, as torch's optimizer does."""
         return step(self, self.torchs.step, UPDATES[self.torchs], closure)
 
 
@@ -86,7 +87,7 @@ def fused_by_choice(
 
 
 def listed(params: ParamsT) -> ParamsT:
-    """What an optimizer is given, such that it can be gone through twice."""
+    """What an optimizer is given, as a list that can be read twice."""
     if isinstance(params, Tensor):  # which torch refuses
         return params
     entries = [

@@ -91,7 +91,7 @@ def _goes_by_blocks(
 def _start_late_momenta(states: States, group: dict[str, Any]) -> None:
     """Start the momenta of parameters that get their first gradient after others.
 
-    Torch's fused SGD knows a first step of all parameters alone. Here they start such that its next
+    Torch's fused SGD knows a first step of all parameters alone. Here they start so that its next
     step gives them their gradient, which is what a momentum first is.
     """
     trained = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -251,7 +251,7 @@ def _noises(
 def _rounded(
     values: Float[Tensor, "rows H"], noise: Integer[Tensor, "more_rows H"]
 ) -> Float[Tensor, "rows H"]:
-    """Values that bfloat16 holds, up or down at random such that their mean is right.
+    """Values that bfloat16 holds, rounded up or down at random so that their mean is right.
 
     bfloat16 is the upper half of a float32: the noise is added to the lower half, and that half
     dropped. With ``beta2 = 0.999`` a second moment changes by less than the distance between two

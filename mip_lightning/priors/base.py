@@ -37,7 +37,7 @@ class Prior(ABC):
 
     @property
     def parts(self) -> "tuple[Prior, ...]":
-        """The independent priors of which this one is made, in the order of the dimensions."""
+        """The independent priors that make up this one, in the order of the dimensions."""
         return (self,)
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.priors.base import Gamma, Prior
@@ -42,58 +43,58 @@ class Joint(Prior):
                 raise UsageError(f"priors: {name!r} is itself a Joint: name its parts here")
 
     @property
+    @override
     def dim(self) -> int:
-        """The sum of the priors' dimensions."""
         return sum(prior.dim for prior in self.priors.values())
 
     @property
+    @override
     def parts(self) -> tuple[Prior, ...]:
-        """The named priors."""
         return tuple(part for prior in self.priors.values() for part in prior.parts)
 
     @property
+    @override
     def names(self) -> tuple[str, ...]:
-        """The given names, numbered where a prior has several dimensions."""
         return tuple(
             name if prior.dim == 1 else f"{name}_{d}"
             for name, prior in self.priors.items()
             for d in range(prior.dim)
         )
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """The quantiles of each prior."""
         return self._each(lambda prior, part: prior.quantile(part), levels)
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """Each part by its own prior."""
         return self._each(lambda prior, part: prior.to_unit(part), gamma)
 
+    @override
     def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """Each part by its own prior."""
         return self._each(lambda prior, part: prior.clamped(part), gamma)
 
+    @override
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
-        """Each part by its own prior."""
         return self._each(lambda prior, part: prior.contains(part), gamma)
 
+    @override
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
-        """Draw from each prior."""
         return torch.cat([prior.sample(n, generator) for prior in self.priors.values()], dim=1)
 
+    @override
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """Those of the first prior; each prior uses its own in a grid."""
         return next(iter(self.priors.values())).grid_levels(n)
 
+    @override
     def grid_in_orders(self, orders: Sequence[Tensor]) -> Float[Tensor, "n D"]:
-        """The grid quantiles of each prior, in the given orders."""
         parts, first = [], 0
         for prior in self.priors.values():
             parts.append(prior.grid_in_orders(orders[first : first + prior.dim]))
             first += prior.dim
         return torch.cat(parts, dim=1)
 
+    @override
     def as_draws(self, gamma: Gamma) -> Float[Tensor, "K D"]:
-        """As every prior's, and a mapping of names to values."""
         if not isinstance(gamma, Mapping):
             return super().as_draws(gamma)
         if set(gamma) != set(self.priors):
@@ -111,16 +112,16 @@ class Joint(Prior):
                 f"gamma: {', '.join(gamma)} hold {counts} draws: give the same number, or one"
             ) from error
 
+    @override
     def support(self, dimension: int) -> str:
-        """What the dimension's own prior says."""
         for prior in self.priors.values():
             if dimension < prior.dim:
                 return prior.support(dimension)
             dimension -= prior.dim
         raise IndexError(dimension)
 
+    @override
     def means(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
-        """The mean of each hyperparameter."""
         means = gamma.mean(dim=0)
         return {f"gamma/{name}": mean for name, mean in zip(self.names, means, strict=True)}
 
@@ -140,63 +141,63 @@ class _PriorWrapper(Prior):
     prior: Prior
 
     @property
+    @override
     def dim(self) -> int:
-        """That of the prior inside."""
         return self.prior.dim
 
     @property
+    @override
     def base_prior(self) -> Prior:
-        """The prior inside."""
         return self.prior.base_prior
 
     @property
+    @override
     def parts(self) -> tuple[Prior, ...]:
-        """Those of the prior inside."""
         return self.prior.parts
 
     @property
+    @override
     def names(self) -> tuple[str, ...]:
-        """Those of the prior inside."""
         return self.prior.names
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """That of the prior inside."""
         return self.prior.quantile(levels)
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """That of the prior inside."""
         return self.prior.to_unit(gamma)
 
+    @override
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """Those of the prior inside."""
         return self.prior.grid_levels(n)
 
+    @override
     def grid(self, n: int) -> Float[Tensor, "points D"]:
-        """That of the prior inside."""
         return self.prior.grid(n)
 
+    @override
     def grid_in_orders(self, orders: Sequence[Tensor]) -> Float[Tensor, "n D"]:
-        """That of the prior inside."""
         return self.prior.grid_in_orders(orders)
 
+    @override
     def as_draws(self, gamma: Gamma) -> Float[Tensor, "K D"]:
-        """As the prior inside."""
         return self.prior.as_draws(gamma)
 
+    @override
     def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """As the prior inside."""
         return self.prior.clamped(gamma)
 
+    @override
     def means(self, gamma: Float[Tensor, "K D"]) -> dict[str, Tensor]:
-        """As the prior inside."""
         return self.prior.means(gamma)
 
+    @override
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
-        """As the prior inside."""
         return self.prior.contains(gamma)
 
+    @override
     def support(self, dimension: int) -> str:
-        """That of the prior inside."""
         return self.prior.support(dimension)
 
 
@@ -223,8 +224,8 @@ class EndPointOversampling(_PriorWrapper):
         if not 0 <= self.probability <= 1:
             raise UsageError(f"probability={self.probability}: give a share in [0, 1]")
 
+    @override
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
-        """Draw, each dimension by itself."""
         gamma = self.prior.sample(n, generator)
         chance = torch.rand(n, self.dim, generator=generator, dtype=default_dtype())
         gamma[chance < self.probability] = self.prior.low
@@ -254,8 +255,8 @@ class Stratified(_PriorWrapper):
         if any(isinstance(prior, _PriorWrapper) for prior in own):
             raise UsageError(f"prior={self.prior}: Stratified takes a prior that wraps no other")
 
+    @override
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
-        """Draw ``n`` values on the CPU."""
         parts = [torch.randperm(n, generator=generator) for _ in range(self.dim)]
         within = torch.rand(n, self.dim, generator=generator, dtype=default_dtype())
         levels = (torch.stack(parts, dim=1) + within) / n

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.priors.base import Prior, evenly_spaced, midpoints
@@ -47,33 +48,33 @@ class Bounded(Prior):
         ).tolist()
         return low, high
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """Even steps in the transformed range, never outside the bounds by rounding."""
         low, high = self.transformed_bounds
         transformed = torch.lerp(
             torch.full_like(levels, low), torch.full_like(levels, high), levels
         )
         return self.inverse(transformed).clamp(self.low, self.high)
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """Min-max scaling of the transformed value."""
         low, high = self.transformed_bounds
         return (self.transform(gamma) - low) / (high - low)
 
+    @override
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """Evenly spaced levels with both end points; the middle where n is 1."""
         return evenly_spaced(n)
 
+    @override
     def clamped(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """Clamp to the bounds if asked for."""
         return gamma.clamp(self.low, self.high) if self.clamp else gamma
 
+    @override
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
-        """Whether each value lies between the bounds."""
         return (gamma >= self.low) & (gamma <= self.high)
 
+    @override
     def support(self, dimension: int) -> str:
-        """The interval."""
         return (
             f"[{self.low:g}, {self.high:g}]: give a value inside, or build the prior with"
             " clamp=True"
@@ -95,16 +96,16 @@ class Uniform(Bounded):
     """
 
     @property
+    @override
     def transformed_bounds(self) -> tuple[float, float]:
-        """The bounds themselves."""
         return self.low, self.high
 
+    @override
     def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Gamma itself."""
         return gamma
 
+    @override
     def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Gamma itself."""
         return transformed
 
 
@@ -132,16 +133,16 @@ class LogUniform(Bounded):
             raise UsageError(f"low={self.low}: LogUniform needs low > 0; use Uniform")
 
     @property
+    @override
     def transformed_bounds(self) -> tuple[float, float]:
-        """The logarithms of the bounds."""
         return math.log(self.low), math.log(self.high)
 
+    @override
     def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``log(gamma)``."""
         return gamma.log()
 
+    @override
     def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``exp(transformed)``."""
         return transformed.exp()
 
 
@@ -173,16 +174,16 @@ class LogOddsUniform(Bounded):
             )
 
     @property
+    @override
     def transformed_bounds(self) -> tuple[float, float]:
-        """The log-odds of the bounds."""
         return math.log(self.low / (1 - self.low)), math.log(self.high / (1 - self.high))
 
+    @override
     def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``log(gamma / (1 - gamma))``."""
         return gamma.logit()
 
+    @override
     def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``1 / (1 + exp(-transformed))``."""
         return transformed.sigmoid()
 
 
@@ -208,16 +209,16 @@ class SquareRootUniform(Bounded):
             raise UsageError(f"low={self.low}: SquareRootUniform needs low >= 0")
 
     @property
+    @override
     def transformed_bounds(self) -> tuple[float, float]:
-        """The square roots of the bounds."""
         return math.sqrt(self.low), math.sqrt(self.high)
 
+    @override
     def transform(self, gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``sqrt(gamma)``."""
         return gamma.sqrt()
 
+    @override
     def inverse(self, transformed: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """``transformed ** 2``."""
         return transformed.square()
 
 
@@ -246,22 +247,22 @@ class Normal(Prior):
                 f"mean={self.mean}, std={self.std}: Normal needs finite values with std > 0"
             )
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """``mean + std * Phi^-1(level)``."""
         gamma: Tensor = self.mean + self.std * torch.special.ndtri(levels)
         return gamma
 
+    @override
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n D"]:
-        """Draw ``n`` values on the CPU (not through the quantile, infinite at level 0)."""
         standard = torch.randn(n, self.dim, generator=generator, dtype=default_dtype())
         return self.mean + self.std * standard
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """``1 / (1 + exp(-(gamma - mean) / std))``."""
         return torch.sigmoid((gamma - self.mean) / self.std)
 
+    @override
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """The midpoints of ``n`` equally probable parts: there are no end points."""
         return midpoints(n)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.priors.base import Gamma, Prior, midpoints
@@ -22,12 +23,12 @@ class _Finite(Prior):
     def size(self) -> int:
         """Number of values."""
 
+    @override
     def grid_levels(self, n: int) -> Float[Tensor, " n"]:
-        """Midpoints of ``n`` equally probable intervals; each value once if n is their number."""
         return midpoints(n)
 
+    @override
     def grid(self, n: int) -> Float[Tensor, "points D"]:
-        """Each value once, or ``n`` of them where there are more."""
         return super().grid(min(n, self.size))
 
     def _index(self, levels: Float[Tensor, "n D"]) -> Tensor:
@@ -58,34 +59,34 @@ class Categorical(_Finite):
             )
 
     @property
+    @override
     def size(self) -> int:
-        """Number of categories."""
         return len(self.categories)
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """The index of the category in whose part a level falls."""
         return self._index(levels)
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """The middle of the category's part of [0, 1]."""
         return (gamma + 0.5) / self.size
 
+    @override
     def as_draws(self, gamma: Gamma) -> Float[Tensor, "K D"]:
-        """As every prior's, and the name of a category in place of its index."""
         if not isinstance(gamma, str):
             return super().as_draws(gamma)
         if gamma not in self.categories:
             raise UsageError(
-                f"gamma={gamma!r} is no category: choose one of {', '.join(self.categories)}"
+                f"gamma={gamma!r} is not a category: choose one of {', '.join(self.categories)}"
             )
         return super().as_draws(float(list(self.categories).index(gamma)))
 
+    @override
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
-        """Whether each value is an index."""
         return (gamma >= 0) & (gamma < self.size) & (gamma == gamma.round())
 
+    @override
     def support(self, dimension: int) -> str:
-        """The categories."""
         return f"the {self.size} categories: give the index or name of one of" + (
             f" {', '.join(self.categories)}"
         )
@@ -117,22 +118,22 @@ class Values(_Finite):
         object.__setattr__(self, "values", tuple(ordered.tolist()))
 
     @property
+    @override
     def size(self) -> int:
-        """How many numbers there are."""
         return len(self.values)
 
+    @override
     def quantile(self, levels: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
-        """The number in whose part a level falls, in ascending order."""
         return levels.new_tensor(self.values)[self._index(levels).long()]
 
+    @override
     def to_unit(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
-        """``(gamma - min) / (max - min)``."""
         return (gamma - self.values[0]) / (self.values[-1] - self.values[0])
 
+    @override
     def contains(self, gamma: Float[Tensor, "K D"]) -> Bool[Tensor, "K D"]:
-        """Whether each value is one of the numbers, to the precision of its type."""
         return torch.isclose(gamma.unsqueeze(-1), gamma.new_tensor(self.values)).any(dim=-1)
 
+    @override
     def support(self, dimension: int) -> str:
-        """The numbers."""
         return f"the values {', '.join(f'{value:g}' for value in self.values)}: give one of them"

@@ -137,7 +137,7 @@ def _compare(path: tuple[str, ...], values: Mapping[int, Any], found: Difference
 
 
 def _children(node: Config) -> dict[tuple[str, ...], Any]:
-    """What a mapping holds; the arguments of a class as if they stood beside it."""
+    """What a mapping holds; the arguments of a class as if they stood next to it."""
     children: dict[tuple[str, ...], Any] = {(key,): value for key, value in node.items()}
     if children.pop(("class_path",), None) is not None:
         arguments = children.pop(("init_args",), None) or {}

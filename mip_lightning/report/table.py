@@ -104,7 +104,9 @@ def _look_up(config: dict[str, Any], key: str, folder: Path) -> Any:
 
 def _mean_over_gamma(path: Path, metric: str) -> float:
     if not path.is_file():
-        raise UsageError(f"{path.parent} holds no finished test: there is no {path.name}")
+        raise UsageError(
+            f"{path.parent} is not the folder of a finished test: it lacks {path.name}"
+        )
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:

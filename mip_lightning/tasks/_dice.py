@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from monai.metrics import compute_dice
 from torch import Tensor
+from typing_extensions import override
 
 from mip_lightning.core.metrics import LabelledMetric
 from mip_lightning.utilities.precision import float32_by_default
@@ -67,6 +68,7 @@ class LabelDice(LabelledMetric):
             "label_count", torch.zeros(NUM_LABELS, dtype=torch.long), dist_reduce_fx="sum"
         )
 
+    @override
     def update(self, found: Integer[Tensor, "B 1 *S"], expected: Integer[Tensor, "B 1 *S"]) -> None:
         """Add a batch.
 
@@ -87,11 +89,11 @@ class LabelDice(LabelledMetric):
         self.label_total[1 : num_labels + 1] += dice.nansum(dim=0)
         self.label_count[1 : num_labels + 1] += there.sum(dim=0)
 
+    @override
     def compute(self) -> Float[Tensor, ""]:
-        """The mean over samples; NaN where no sample has a label."""
         return self.total / self.count
 
+    @override
     def compute_by_label(self) -> Mapping[int, Float[Tensor, ""]]:
-        """The mean over the samples that have a label, for each label that any sample has."""
         mean = self.label_total / self.label_count
         return {int(label): mean[label] for label in self.label_count.nonzero().flatten()}

@@ -1,4 +1,4 @@
-"""Labels that are no class of the primary network are refused by name."""
+"""Labels that are not a class of the primary network are refused by name."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ class LabelRange:
         self._looked = False
 
     def check(self, labels: Tensor, num_classes: int) -> None:
-        """Refuse labels that are no class.
+        """Check that labels are classes.
 
         Args:
             labels: Integer labels of a batch.

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a network measured anew, for the one gamma that it is for."""
+"""BatchNorm statistics of a network, measured again at the one gamma that it is for."""
 
 from collections.abc import Iterable
 from typing import Any

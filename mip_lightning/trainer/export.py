@@ -54,7 +54,7 @@ def export_network(network: nn.Module, inputs: Inputs, path: Path, format: Forma
 
     Raises:
         UsageError: If the file is there, a package is missing, or the network cannot be written
-            in this format such that it computes the same.
+            in this format, or then computes something else.
     """
     if path.exists():
         raise UsageError(f"path={str(path)!r} is there already: name another file")

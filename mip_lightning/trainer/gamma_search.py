@@ -40,8 +40,8 @@ def best_of(
 ) -> Selected:
     """The best argument between the ends of a grid.
 
-    First the grid, then between the neighbours of its best point a golden-section search with
-    parabolic steps (Brent's, of scipy). What it returns was evaluated, and is no worse than the
+    First the grid, then between the neighbors of its best point a golden-section search with
+    parabolic steps (Brent's, of scipy). What it returns was evaluated, and is not worse than the
     grid's best; NaN is worse than any number, and where all are NaN the first is returned.
 
     Args:
@@ -87,7 +87,7 @@ class FlopsBudget:
         model: The module.
         batch: A batch on the module's device, of whose samples the FLOPs are.
         max_flops: The most that are allowed, for a sample.
-        grid: Values of gamma of which at least one must be cheap enough.
+        grid: Values of gamma; at least one must be cheap enough.
 
     Raises:
         UsageError: If none is.

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.requested_gamma import GammaRequest, RequestedGamma
@@ -50,10 +51,11 @@ class HyperTrainer(Trainer):
             self.strategy.checkpoint_io = WholeCheckpoints()
 
     @property
+    @override
     def default_root_dir(self) -> str:
-        """The run's folder, once it is known; else as Lightning's."""
         return super().default_root_dir if self.run_dir is None else str(self.run_dir)
 
+    @override
     def predict(  # type: ignore[override]  # Lightning's, with gamma
         self,
         model: LightningModule | None = None,

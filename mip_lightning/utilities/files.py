@@ -47,7 +47,7 @@ DAMAGED = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What ``zipfile`` raises at an archive of which bytes have changed."""
+"""What ``zipfile`` raises at an archive whose bytes have changed."""
 
 
 def load_plain(path: str | Path, argument: str) -> Any:
@@ -106,8 +106,9 @@ def _is_archive(path: str | Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file that is there whole, or as it was before.
 
-    What is unfinished lies beside it, on the same file system, so that it can take the file's place
-    in one step once it is on the disk. Where an error is raised, the file stays as it was.
+    The unfinished file lies in the same folder, on the same file system, so that it can take the
+    file's place in one step once it is on the disk. Where an error is raised, the file stays as it
+    was.
 
     Args:
         path: The file, replaced if it is there; its folder is made if it is not.

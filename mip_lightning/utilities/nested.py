@@ -167,7 +167,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Any]) -> tuple[Any, bool]:
 
 
 def holds_only_tensors(value: Any) -> bool:
-    """Whether a value holds, beside containers, nothing but tensors and plain values."""
+    """Whether a value holds, apart from containers, nothing but tensors and plain values."""
     return all(isinstance(leaf, _VALUES) for leaf in leaves(value))
 
 

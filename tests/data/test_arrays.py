@@ -6,7 +6,7 @@ from mip_lightning import UsageError
 from mip_lightning.data import MNIST, Digits
 
 
-def parts(data) -> dict[str, tuple[torch.Tensor, ...]]:
+def splits(data) -> dict[str, tuple[torch.Tensor, ...]]:
     data.prepare_data()
     data.setup("fit")
     loaders = {
@@ -18,7 +18,7 @@ def parts(data) -> dict[str, tuple[torch.Tensor, ...]]:
 
 
 def test_digits_are_split_so_that_each_class_keeps_its_share():
-    split = parts(Digits())
+    split = splits(Digits())
     assert [len(labels) for _, labels in split.values()] == [1149, 288, 360]
     assert sum(len(images) for images, _ in split.values()) == 1797
     every = torch.cat([labels for _, labels in split.values()])
@@ -30,9 +30,9 @@ def test_digits_are_split_so_that_each_class_keeps_its_share():
         torch.testing.assert_close(labels.bincount() / len(labels), share, atol=6e-3, rtol=0)
 
 
-def test_the_parts_share_no_sample_and_the_split_depends_on_its_seed_alone():
-    first, again = parts(Digits()), parts(Digits())
-    other = parts(Digits(split_seed=1))
+def test_the_splits_share_no_sample_and_the_split_depends_on_its_seed_alone():
+    first, again = splits(Digits()), splits(Digits())
+    other = splits(Digits(split_seed=1))
     assert torch.equal(first["val"][0], again["val"][0])
     assert not torch.equal(first["val"][0], other["val"][0])
     assert torch.equal(first["test"][0], other["test"][0])
@@ -42,8 +42,8 @@ def test_the_parts_share_no_sample_and_the_split_depends_on_its_seed_alone():
 
 
 def test_the_first_training_samples_are_kept_and_none_is_held_out_if_so_asked():
-    split = parts(Digits(num_train=100, validation_fraction=0.0))
-    everything = parts(Digits(validation_fraction=0.0))
+    split = splits(Digits(num_train=100, validation_fraction=0.0))
+    everything = splits(Digits(validation_fraction=0.0))
     assert split.keys() == {"train", "test"}
     assert torch.equal(split["train"][0], everything["train"][0][:100])
 
@@ -68,7 +68,7 @@ def test_too_few_samples_to_stratify_are_refused_by_name():
 
 
 def test_mnist_is_read_from_a_folder_in_the_layout_of_torchvision(tmp_path):
-    split = parts(MNIST(str(write_mnist(tmp_path / "data"))))
+    split = splits(MNIST(str(write_mnist(tmp_path / "data"))))
     assert [len(labels) for _, labels in split.values()] == [40, 10, 10]
     images, labels = split["test"]
     assert images.shape == (10, 1, 28, 28)
@@ -78,7 +78,7 @@ def test_mnist_is_read_from_a_folder_in_the_layout_of_torchvision(tmp_path):
 
 def test_real_mnist_is_read_from_its_archives_which_stay_as_they_are(real_mnist):
     before = sorted(path.name for path in real_mnist.rglob("*"))
-    split = parts(MNIST(str(real_mnist)))
+    split = splits(MNIST(str(real_mnist)))
     assert [len(labels) for _, labels in split.values()] == [48000, 12000, 10000]
     assert split["test"][1][:5].tolist() == [7, 2, 1, 0, 4]
     assert sorted(path.name for path in real_mnist.rglob("*")) == before
@@ -105,7 +105,7 @@ def test_a_folder_that_lacks_a_file_or_holds_a_broken_one_is_refused_by_name(tmp
     labels = folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(b"broken")
     with pytest.raises(UsageError, match="could not be read"):
-        parts(MNIST(str(folder)))
+        splits(MNIST(str(folder)))
     labels.unlink()
     with pytest.raises(UsageError, match=r"lacks train-images-idx3-ubyte.gz"):
-        parts(MNIST(str(folder)))
+        splits(MNIST(str(folder)))

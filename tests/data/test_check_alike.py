@@ -107,7 +107,7 @@ def test_template_brains_lie_alike_and_have_names_of_their_own(axes):
 def test_the_real_subjects_lie_alike_and_have_names_of_their_own(source, count):
     data = SegmentedImages(source)
     data.setup("fit")
-    assert sum(len(part) for part in data.parts.values()) == count
+    assert sum(len(split) for split in data.splits.values()) == count
 
 
 def test_a_name_that_is_repeated_is_refused_with_its_count():
@@ -121,7 +121,9 @@ def test_a_name_that_is_repeated_is_refused_with_its_count():
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/b", "a\\b"])
 def test_a_name_that_no_folder_can_have_is_refused(name):
-    with pytest.raises(UsageError, match=r"Given has a subject of the name '.*no folder"):
+    with pytest.raises(
+        UsageError, match=r"Given has a subject of the name '.*cannot name a folder"
+    ):
         setup(subject("a"), subject("c"), subject(name))
 
 

@@ -70,7 +70,7 @@ def test_a_class_with_hidden_files_alone_is_empty(folders):
 
 def test_hidden_folders_alone_are_not_classes(tmp_path):
     litter(tmp_path / "images")
-    with pytest.raises(UsageError, match=r"images' is no folder of one folder of images"):
+    with pytest.raises(UsageError, match=r"images' does not hold a folder of images"):
         made(tmp_path / "images")
 
 

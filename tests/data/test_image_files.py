@@ -26,17 +26,17 @@ def pixels(path: Path) -> np.ndarray:
         copy.write_bytes(path.read_bytes())
     data = ImageFolders(str(folder), image_size=16)
     data.setup("fit")
-    image = data.parts["train"]._images[0]
+    image = data.splits["train"]._images[0]
     return np.moveaxis(image.numpy().astype(int), 0, -1)
 
 
 def write_png(
-    path: Path, values: np.ndarray, colour: int, depth: int = 16, chunks: bytes = b""
+    path: Path, values: np.ndarray, color: int, depth: int = 16, chunks: bytes = b""
 ) -> None:
     """PNG, from its specification: signature, IHDR, rows without filter."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2" if depth == 16 else "u1").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", header)
@@ -137,9 +137,9 @@ def test_a_transparent_value_of_16_bits_becomes_white(tmp_path):
 
 
 def test_16_bits_of_colour_are_near_their_levels(tmp_path):
-    colours = np.stack([GRAY, GRAY[::-1], 65535 - GRAY], -1)
-    write_png(tmp_path / "colour.png", colours, 2)
-    assert np.abs(pixels(tmp_path / "colour.png") - colours / 257).max() <= 1
+    colors = np.stack([GRAY, GRAY[::-1], 65535 - GRAY], -1)
+    write_png(tmp_path / "color.png", colors, 2)
+    assert np.abs(pixels(tmp_path / "color.png") - colors / 257).max() <= 1
     opaque = np.full_like(GRAY, 65535)
     write_png(tmp_path / "opaque.png", np.stack([GRAY, opaque], -1), 4)
     assert np.abs(pixels(tmp_path / "opaque.png")[..., 0] - GRAY / 257).max() <= 1
@@ -167,10 +167,10 @@ def test_16_bits_with_zero_for_white_are_refused(tmp_path):
 
 def test_modes_of_8_bits_are_read_as_they_were(tmp_path):
     gray = (GRAY >> 8).astype(np.uint8)
-    colours = np.stack([gray, gray[::-1], 255 - gray], -1)
+    colors = np.stack([gray, gray[::-1], 255 - gray], -1)
     for mode, values, truth in (
         ("L", gray, np.stack([gray] * 3, -1)),
-        ("RGB", colours, colours),
+        ("RGB", colors, colors),
         ("1", gray > 99, np.stack([(gray > 99) * 255] * 3, -1)),
     ):
         Image.fromarray(values).save(tmp_path / f"{mode}.png")
@@ -191,9 +191,9 @@ ALPHA = np.tile(np.array([0, 64, 128, 255], np.uint8), (12, 4))
 COLOURS = np.stack([GRAY >> 8, (GRAY >> 8)[::-1], 255 - (GRAY >> 8)], -1).astype(np.uint8)
 
 
-def on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def on_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     share = alpha[..., None] / 255.0
-    return share * colours + (1.0 - share) * 255.0
+    return share * colors + (1.0 - share) * 255.0
 
 
 @pytest.mark.parametrize("name", ["image.png", "image.tif", "image.webp"])
@@ -222,15 +222,15 @@ def test_gray_that_is_multiplied_by_its_opacity_lies_on_white(tmp_path):
 
 def test_transparent_palettes_lie_on_white(tmp_path):
     numbers = (np.arange(12 * 16) % 4).astype(np.uint8).reshape(12, 16)
-    colours = np.array([[200, 0, 0], [0, 150, 0], [0, 0, 100], [9, 9, 9]], np.uint8)
+    colors = np.array([[200, 0, 0], [0, 150, 0], [0, 0, 100], [9, 9, 9]], np.uint8)
     image = Image.fromarray(numbers, "P")
-    image.putpalette(colours.reshape(-1).tolist())
+    image.putpalette(colors.reshape(-1).tolist())
     for name, given, alpha in (
         ("one.png", 2, [255, 255, 0, 255]),
         ("all.png", bytes([0, 64, 128, 255]), [0, 64, 128, 255]),
     ):
         image.save(tmp_path / name, transparency=given)
-        truth = on_white(colours[numbers], np.array(alpha)[numbers])
+        truth = on_white(colors[numbers], np.array(alpha)[numbers])
         assert np.abs(pixels(tmp_path / name) - truth).max() <= 1
 
 

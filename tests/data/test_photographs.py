@@ -14,9 +14,9 @@ from mip_lightning.data import Flowers102, ImageFolders
 from mip_lightning.data.photographs import _augmentation
 
 
-def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> None:
+def paint(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
 @pytest.fixture
@@ -76,15 +76,15 @@ def test_training_crops_differ_from_each_other_and_stay_in_the_unit_interval(fol
 
 def test_training_images_are_changed_as_the_paper_says():
     transforms = {type(t).__name__: t for t in _augmentation(64)[0].transforms}
-    crop, flip, colour = (
+    crop, flip, color = (
         transforms[name] for name in ("RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter")
     )
     assert (tuple(crop.size), tuple(crop.scale)) == ((64, 64), (0.25, 1.0))
     assert tuple(crop.ratio) == (1.0, 1.0)
     assert flip.p == 0.5
-    assert colour.brightness == (0.75, 1.25)
-    assert colour.contrast == colour.saturation == (0.5, 1.5)
-    assert colour.hue is None
+    assert color.brightness == (0.75, 1.25)
+    assert color.contrast == color.saturation == (0.5, 1.5)
+    assert color.hue is None
 
 
 def test_crops_take_a_quarter_to_the_whole_of_an_image():
@@ -118,7 +118,7 @@ def test_so_many_images_are_kept_as_are_asked_for(folders):
 def test_large_images_are_kept_no_larger_than_crops_need(folders, tmp_path):
     for number in range(20):
         paint(folders / "large" / f"{number}.png", (9, 9, 9), (300, 200))
-    kept = made(folders).parts["train"]._images
+    kept = made(folders).splits["train"]._images
     assert max(min(image.shape[1:]) for image in kept) == 32
     assert {tuple(image.shape[1:]) for image in kept} == {(30, 40), (32, 48)}
 
@@ -139,7 +139,7 @@ def test_impossible_values_are_refused(options, says):
 
 
 def test_folders_that_are_not_there_or_hold_nothing_useful_are_named(folders, tmp_path):
-    with pytest.raises(UsageError, match="nowhere' is no folder of one folder of images"):
+    with pytest.raises(UsageError, match="nowhere' does not hold a folder of images"):
         made(tmp_path / "nowhere")
     (folders / "red" / "broken.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"broken\.png cannot be read as an image"):

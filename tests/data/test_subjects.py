@@ -213,7 +213,7 @@ def test_missing_and_unreadable_files_are_named(scans, tmp_path):
 def spoilt(kind: str) -> bytes:
     """A NIfTI file that is broken in one way."""
     values = np.ones((6, 8, 4), np.complex64 if kind == "complex" else np.float32)
-    if kind == "colour":
+    if kind == "color":
         values = np.ones((6, 8, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     content = bytearray(nibabel.Nifti1Image(values, np.eye(4)).to_bytes())
     if kind == "type":
@@ -226,7 +226,7 @@ def spoilt(kind: str) -> bytes:
     return bytes(packed[: len(packed) // 2] if kind == "half" else packed)
 
 
-@pytest.mark.parametrize("kind", ["complex", "colour", "type", "size", "packing", "half"])
+@pytest.mark.parametrize("kind", ["complex", "color", "type", "size", "packing", "half"])
 def test_a_file_that_is_broken_anywhere_is_named(kind, scans):
     (scans / "OASIS_OAS1_0001_MR1_c091" / "slice_norm.nii.gz").write_bytes(spoilt(kind))
     with pytest.raises(UsageError, match=r"0001_MR1_c091/slice_norm.nii.gz (cannot|holds)"):
@@ -244,7 +244,7 @@ def test_voxels_of_different_sizes_are_told():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"1 Left\n5\n", r"seg24_labels.txt, line 2: '5' is no number and a name"),
+        (b"1 Left\n5\n", r"seg24_labels.txt, line 2: '5' is not a number and a name"),
         (b"\xc2\xb2 Left\n", r"seg24_labels.txt, line 1"),
         (b"1 Left\n2 Left 0 0 0 0\n", r"line 2: a second label 'Left'"),
         (b"\xff\xfe\x00", r"seg24_labels.txt cannot be read"),
@@ -316,7 +316,7 @@ def test_left_is_left_in_a_template_brain():
         for label in (left, right):
             voxels = (subject.labels[0] == label).nonzero().float()
             means.append((subject.affine[0, :3] @ voxels.mean(dim=0)) + subject.affine[0, 3])
-        assert means[0] < -5 < 5 < means[1]  # millimetres right of the middle
+        assert means[0] < -5 < 5 < means[1]  # millimeters right of the middle
 
 
 def test_a_task_of_the_decathlon_is_read_from_its_folder(tmp_path):
@@ -349,7 +349,7 @@ def test_a_task_of_the_decathlon_is_read_from_its_folder(tmp_path):
         '{"training": [], "labels": {"one": "b"}}',
     ):
         (folder / "dataset.json").write_text(content)
-        with pytest.raises(UsageError, match=r"dataset.json is no list of the Decathlon"):
+        with pytest.raises(UsageError, match=r"dataset.json is not a list of the Decathlon"):
             source.load()
     (folder / "dataset.json").unlink()
     with pytest.raises(UsageError, match=r"dataset.json cannot be read"):
@@ -361,7 +361,7 @@ def test_a_task_of_the_decathlon_is_read_from_its_folder(tmp_path):
     with pytest.raises(UsageError, match=r"num_subjects=0"):
         Decathlon(str(tmp_path), num_subjects=0)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"file' is no folder"):
+    with pytest.raises(UsageError, match=r"file' is not a folder"):
         Decathlon(str(tmp_path / "file")).prepare()
 
 

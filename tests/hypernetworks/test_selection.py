@@ -88,7 +88,7 @@ def test_a_selection_or_pattern_that_matches_nothing_is_refused_with_near_names(
 
 
 def test_a_wrong_regular_expression_is_refused():
-    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
+    with pytest.raises(UsageError, match=r"'\(' is not a regular expression"):
         ByRegularExpression(["("])
 
 

@@ -180,7 +180,7 @@ def test_predictions_are_nifti_files_in_the_space_of_the_fixed_image(checkpoint,
     assert displacement.shape == (*image.shape[:2], 1, 1, 2)
     assert displacement.header.get_intent()[0] == "vector"
     for file in (image, labels, displacement):
-        assert np.abs(np.diag(file.affine)[0]) == 6.0  # the millimetres of the template
+        assert np.abs(np.diag(file.affine)[0]) == 6.0  # the millimeters of the template
         assert file.header.get_xyzt_units()[0] == "mm"
 
 

@@ -111,10 +111,10 @@ def image_size(checkpoint: str, folder: Path) -> tuple[int, ...]:
 def painted(tmp_path) -> Path:
     """Ten red and ten blue images."""
     for number in range(10):
-        for name, colour in (("red", (200 + number, 0, 0)), ("blue", (0, 0, 200 + number))):
+        for name, color in (("red", (200 + number, 0, 0)), ("blue", (0, 0, 200 + number))):
             path = tmp_path / "images" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (20, 24), colour).save(path)
+            Image.new("RGB", (20, 24), color).save(path)
     return tmp_path / "images"
 
 

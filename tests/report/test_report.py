@@ -86,7 +86,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UsageError, match="has no 'nothing'"):
         summarize([folder], "accuracy", ["model.nothing"])
     (folder / "test_gamma_curve.csv").unlink()
-    with pytest.raises(UsageError, match="no finished test"):
+    with pytest.raises(UsageError, match="not the folder of a finished test"):
         summarize([folder], "accuracy", [FORMULATION])
     with pytest.raises(UsageError, match="is not the folder of a test: it has no"):
         summarize([tmp_path], "accuracy", [FORMULATION])

@@ -165,10 +165,10 @@ def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
     [
         ("by: subject\ngamma: {a: 0.5}", "select-gamma --by all"),
         ("by: label\ngamma: {a: 0.5, b: 0.25}", "holds 2 values: give one"),
-        ("by: label\ngamma: {}", "no file that select-gamma wrote"),
+        ("by: label\ngamma: {}", "not a file that select-gamma wrote"),
         ("by: all\ngamma: 2.0", "outside"),
-        ("by: all\ngamma: {a: 0.5}", "no file that select-gamma wrote"),
-        ("gamma: 0.5", "no file that select-gamma wrote"),
+        ("by: all\ngamma: {a: 0.5}", "not a file that select-gamma wrote"),
+        ("gamma: 0.5", "not a file that select-gamma wrote"),
         ("[0.5", "cannot be read"),
         (None, "cannot be read"),
     ],

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryCalibrationError
+from typing_extensions import override
 
 
 def ensemble(log_probabilities: Float[Tensor, "M B C"]) -> Float[Tensor, "B C"]:
@@ -54,13 +55,13 @@ class NegativeLogLikelihood(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
+    @override
     def update(self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]) -> None:
-        """Add a batch."""
         self.total -= log_probabilities.gather(1, target.unsqueeze(1)).sum()
         self.count += len(target)
 
+    @override
     def compute(self) -> Float[Tensor, ""]:
-        """The mean."""
         return self.total / self.count
 
 
@@ -79,8 +80,8 @@ class TopLabelCalibrationError(BinaryCalibrationError):
     def __init__(self, n_bins: int = 15) -> None:
         super().__init__(n_bins=n_bins, norm="l1", validate_args=False)
 
+    @override
     def update(self, log_probabilities: Float[Tensor, "B C"], target: Int[Tensor, " B"]) -> None:
-        """Add a batch."""
         confidence, predicted = log_probabilities.exp().max(dim=-1)
         super().update(confidence.clamp(max=1.0), (predicted == target).long())
         # Ranks gather states of one type, and the empty one of a rank without samples is real.

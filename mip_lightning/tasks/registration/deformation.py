@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.spatial_transform import integrate
@@ -58,8 +59,8 @@ class Displacement(Deformation):
         half_resolution: Take the flow at half of its resolution, which is smoother and faster.
     """
 
+    @override
     def integrate(self, field: Float[Tensor, "B D *R"]) -> Float[Tensor, "B D *R"]:
-        """The field itself."""
         return field
 
 
@@ -83,8 +84,8 @@ class StationaryVelocity(Deformation):
             raise UsageError(f"num_steps={num_steps}: integrate by 1 or more")
         self.num_steps = num_steps
 
+    @override
     def integrate(self, field: Float[Tensor, "B D *R"]) -> Float[Tensor, "B D *R"]:
-        """The displacement after unit time."""
         return integrate(field, self.num_steps)
 
 
@@ -101,7 +102,7 @@ def resized(field: Float[Tensor, "B D *S"], size: tuple[int, ...]) -> Float[Tens
 
 
 def forward_differences(field: Float[Tensor, "B D *S"]) -> list[Float[Tensor, "B D *R"]]:
-    """Differences of neighbours along each spatial axis, which is one shorter in each."""
+    """Differences of neighbors along each spatial axis, which is one shorter in each."""
     return [field.diff(dim=axis) for axis in range(2, field.ndim)]
 
 

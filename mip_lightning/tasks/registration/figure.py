@@ -31,7 +31,7 @@ def plot_registration(
         warped: The moving image, warped at each gamma.
         displacements: The displacements, in voxels.
         gammas: The values of gamma.
-        affine: From voxels to millimetres, which tells where up is; by default along the last axis.
+        affine: From voxels to millimeters, which tells where up is; by default along the last axis.
     """
     last = moving.ndim - 1
     upside_down = affine is not None and bool(affine[:3, last].sum() < 0.0)
@@ -62,9 +62,9 @@ def plot_registration(
 
 
 def _show(
-    axes: Axes, image: Float[Tensor, "X Y"], title: str, low: float, high: float, colours: str
+    axes: Axes, image: Float[Tensor, "X Y"], title: str, low: float, high: float, colors: str
 ) -> AxesImage:
-    shown = axes.imshow(image.T.numpy(), origin="lower", cmap=colours, vmin=low, vmax=high)
+    shown = axes.imshow(image.T.numpy(), origin="lower", cmap=colors, vmin=low, vmax=high)
     axes.set_title(title, fontsize="small")
     axes.tick_params(labelsize="x-small")
     return shown

@@ -39,7 +39,7 @@ class SquaredError(nn.Module):
 
 
 class TotalVariationPenalty(nn.Module):
-    """Mean absolute difference of neighbours (anisotropic, L1), averaged over axes.
+    """Mean absolute difference of neighbors (anisotropic, L1), averaged over axes.
 
     Source: paper, Section A.3, which names the total variation of the flow; the form is that of
     its authors' earlier code.
@@ -51,7 +51,7 @@ class TotalVariationPenalty(nn.Module):
 
 
 class SquaredGradientPenalty(nn.Module):
-    """Mean squared difference of neighbours, averaged over axes.
+    """Mean squared difference of neighbors, averaged over axes.
 
     Source: HyperMorph's ``Grad('l2')``, with its factor ``loss_mult``, 2 where the velocity is
     integrated at half resolution.

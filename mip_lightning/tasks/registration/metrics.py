@@ -30,7 +30,7 @@ class Pair(TypedDict):
         fixed_labels: Integer labels of the fixed images, shape ``(B, 1, *S)``, for evaluation.
         moving_name: Name of each moving image, for files.
         fixed_name: Name of each fixed image, for files.
-        affine: From the fixed image's voxels to millimetres, shape ``(B, 4, 4)``, for files.
+        affine: From the fixed image's voxels to millimeters, shape ``(B, 4, 4)``, for files.
         size: Size of the fixed image, in the middle of S, shape ``(B, D)``, for metrics and files;
             by default S.
         moving_size: Size of the moving image, in the middle of S, shape ``(B, D)``, for files; by
@@ -49,11 +49,12 @@ class Pair(TypedDict):
 
 
 class MeanDice(LabelDice):
-    """Dice of the moving labels, warped by nearest neighbour, and the fixed labels.
+    """Dice of the moving labels, warped by nearest neighbor, and the fixed labels.
 
     Source: paper, Section A.3, "Evaluation".
     """
 
+    @override
     def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:  # type: ignore[override]  # of what registration predicts
         """Add a batch.
 
@@ -97,6 +98,7 @@ class _MeanOverVoxels(Metric):
     def measure(self, displacement: Float[Tensor, "B D *S"]) -> Float[Tensor, "B *S"]:
         """What is averaged."""
 
+    @override
     def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:
         """Add a batch.
 
@@ -108,8 +110,8 @@ class _MeanOverVoxels(Metric):
             self.total += self.measure(own).mean() * len(own)
         self.count += len(displacement)
 
+    @override
     def compute(self) -> Float[Tensor, ""]:
-        """The mean."""
         return self.total / self.count
 
 
@@ -118,14 +120,14 @@ class FoldedShare(_MeanOverVoxels):
 
     higher_is_better = False
 
+    @override
     def measure(self, displacement: Float[Tensor, "B D *S"]) -> Float[Tensor, "B *S"]:
-        """1 where it folds."""
         return (jacobian_determinant(displacement) <= 0.0).to(displacement.dtype)
 
 
 class GradientMagnitude(_MeanOverVoxels):
     """Mean Frobenius norm of the displacement's gradient, 0 for a shift."""
 
+    @override
     def measure(self, displacement: Float[Tensor, "B D *S"]) -> Float[Tensor, "B *S"]:
-        """The norm at each voxel."""
         return spatial_gradient(displacement).square().sum(dim=(1, 2)).sqrt()

@@ -35,7 +35,7 @@ def plot_segmentation(
         found: The labels that were predicted.
         gammas: The values of gamma, as titles tell them.
         names: Names of labels, told where they are few.
-        affine: From voxels to millimetres, which tells where up is; by default along the last axis.
+        affine: From voxels to millimeters, which tells where up is; by default along the last axis.
     """
     last = image.ndim - 1
     upside_down = affine is not None and bool(affine[:3, last].sum() < 0.0)
@@ -52,9 +52,9 @@ def plot_segmentation(
     for panel, gamma, map_ in zip(panels[2:], gammas, found, strict=True):
         _show(panel, image, map_, most, rf"predicted, $\gamma$ = {gamma}")
     if 0 < len(names) <= MAX_NAMES:
-        colours = _colours(most)
+        colors = _colors(most)
         patches = [
-            Patch(color=colours[label - 1], label=name)
+            Patch(color=colors[label - 1], label=name)
             for label, name in names.items()
             if 1 <= label <= most
         ]
@@ -76,14 +76,14 @@ def _show(
     axes.imshow(image.T.numpy(), origin="lower", cmap="gray")
     if labels is not None:
         shown = np.ma.masked_equal(labels.T.numpy(), 0)
-        colours = ListedColormap(_colours(most))
+        colors = ListedColormap(_colors(most))
         axes.imshow(
-            shown, origin="lower", cmap=colours, vmin=0.5, vmax=most + 0.5, interpolation="nearest"
+            shown, origin="lower", cmap=colors, vmin=0.5, vmax=most + 0.5, interpolation="nearest"
         )
     axes.set_title(title, fontsize="small")
     axes.tick_params(labelsize="x-small")
 
 
-def _colours(count: int) -> list[tuple[float, float, float]]:
-    """Colours that differ from their neighbours': hues a golden angle apart."""
+def _colors(count: int) -> list[tuple[float, float, float]]:
+    """Colours that differ from their neighbors': hues a golden angle apart."""
     return [tuple(hsv_to_rgb((0.618 * k % 1.0, 0.75, 0.95))) for k in range(count)]

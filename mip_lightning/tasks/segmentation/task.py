@@ -35,7 +35,7 @@ class LabelledImages(TypedDict):
         image: Shape ``(B, C, *S)``.
         labels: Integer labels, 0 the background, shape ``(B, 1, *S)``.
         name: Name of each image, for files.
-        affine: From voxels to millimetres, shape ``(B, 4, 4)``, for files.
+        affine: From voxels to millimeters, shape ``(B, 4, 4)``, for files.
         size: Size of the image, in the middle of S, shape ``(B, D)``, for metrics and files; by
             default S.
     """
@@ -117,7 +117,7 @@ class Segmentation(HyperLightningModule):
             steps = self.trainer.estimated_stepping_batches
             if not math.isfinite(steps) or steps < 1:
                 raise UsageError(
-                    f"switch_at={objective.switch_at:g} is a share of training, of which the end"
+                    f"switch_at={objective.switch_at:g} is a share of training, and its end"
                     " is not known: give trainer.max_epochs or max_steps and data that knows its"
                     " length, or an epoch"
                 )
