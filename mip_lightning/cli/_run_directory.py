@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ParallelStrategy
 
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import first_free, numbered, replacing
@@ -43,8 +45,8 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path | None:
     return folder.parent if is_run else None
 
 
-class Claim(NamedTuple):
-    """What a command was given.
+class RunDirectory(NamedTuple):
+    """The folder of a run, as a command was given it.
 
     Attributes:
         folder: Where it keeps its files.
@@ -54,8 +56,18 @@ class Claim(NamedTuple):
     folder: Path
     checkpoint: Path | None = None
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return (self.folder / CHECKPOINTS).resolve()
 
-def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) -> Claim:
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where a fit can go on."""
+        return self.checkpoints / LAST
+
+
+def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) -> RunDirectory:
     """Make the folder in which a command keeps its files; one process does, for all ranks.
 
     ``fit`` takes ``runs/<name>/version_<n>`` with the first free n, or under SLURM
@@ -74,18 +86,18 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
         UsageError: If the named folder holds another run.
     """
     if inherited := os.environ.get(INHERITED):
-        return Claim(Path(inherited))
+        return RunDirectory(Path(inherited))
     job = _Job.current() if subcommand == "fit" else None
     if run_dir is not None or (subcommand == "fit" and origin is not None):
         claimed = _claim_named(Path(run_dir or origin or ""), subcommand, origin, job)
     elif origin is not None:
-        claimed = Claim(_make_first_free(origin / subcommand))
+        claimed = RunDirectory(_make_first_free(origin / subcommand))
     elif job is not None:
         folder = _make_first_free(ROOT / name / f"job_{job.id}", is_own=job.began)
         job.sign(folder)
-        claimed = Claim(folder, _last(folder))
+        claimed = RunDirectory(folder, _last(folder))
     else:
-        claimed = Claim(_make_first_free(ROOT / name / "version", start=0))
+        claimed = RunDirectory(_make_first_free(ROOT / name / "version", start=0))
     os.environ[INHERITED] = str(claimed.folder)
     return claimed
 
@@ -95,7 +107,50 @@ def is_inherited() -> bool:
     return INHERITED in os.environ
 
 
-def _claim_named(folder: Path, subcommand: str, origin: Path | None, job: "_Job | None") -> Claim:
+def claim_for_all_ranks(
+    trainer: Trainer, subcommand: str, name: str, run_dir: str | None, origin: Path | None
+) -> RunDirectory:
+    """Let one rank claim the run's folder, and tell all others.
+
+    Where Lightning starts the other ranks, it does so later, and the environment tells them.
+
+    Args:
+        trainer: The trainer, which knows the ranks.
+        subcommand: As in ``claim``.
+        name: As in ``claim``.
+        run_dir: As in ``claim``.
+        origin: As in ``claim``.
+
+    Raises:
+        UsageError: On all ranks, if the folder holds another run.
+    """
+    about = (subcommand, name, run_dir, origin)
+    strategy = trainer.strategy
+    if (
+        trainer.world_size == 1
+        or is_inherited()
+        or not isinstance(strategy, ParallelStrategy)
+        or strategy.cluster_environment is None
+        or not strategy.cluster_environment.creates_processes_externally
+    ):
+        return claim(*about)
+    strategy.setup_environment()  # ranks can talk from here on; Lightning's call finds it done
+    claimed: RunDirectory | UsageError | None = None
+    if trainer.is_global_zero:
+        try:
+            claimed = claim(*about)
+        except UsageError as error:
+            claimed = error
+    claimed = strategy.broadcast(claimed)
+    if isinstance(claimed, UsageError):
+        raise claimed
+    assert claimed is not None
+    return claimed
+
+
+def _claim_named(
+    folder: Path, subcommand: str, origin: Path | None, job: "_Job | None"
+) -> RunDirectory:
     goes_on = job is not None and job.began(folder)
     resumes = subcommand == "fit" and origin is not None and origin.resolve() == folder.resolve()
     if latest_config(folder) is not None and not goes_on and not resumes:
@@ -107,7 +162,7 @@ def _claim_named(folder: Path, subcommand: str, origin: Path | None, job: "_Job 
     folder.mkdir(parents=True, exist_ok=True)
     if job is not None:
         job.sign(folder)
-    return Claim(folder, _last(folder) if goes_on else None)
+    return RunDirectory(folder, _last(folder) if goes_on else None)
 
 
 def _last(folder: Path) -> Path | None:

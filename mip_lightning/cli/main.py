@@ -1,7 +1,5 @@
 """The command line: ``mip-lightning fit | validate | test | predict | ...``, by LightningCLI."""
 
-import argparse
-import difflib
 import signal
 import sys
 import warnings
@@ -12,50 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
-from lightning.pytorch.cli import (
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-    instantiate_class,
-)
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from typing_extensions import override
 
+# A configuration names classes by short names (``class_path: LeNet``) once they are imported.
+import mip_lightning.callbacks
+import mip_lightning.data
+import mip_lightning.hypernetworks
+import mip_lightning.networks
+import mip_lightning.priors
+import mip_lightning.tasks  # noqa: F401
 from mip_lightning.callbacks import (
     BestCheckpoint,
-    GammaCurve,
-    HyperModelSummary,
-    LastCheckpoint,
-    NiftiWriter,
     PredictionWriter,
-    RunProgressBar,
     StopOnSignal,
     StoppedBySignal,
 )
+from mip_lightning.cli._checkpoint_argument import check_checkpoint, config_of_checkpoint
+from mip_lightning.cli._default_callbacks import default_callbacks, default_loggers
 from mip_lightning.cli._parser import OneLineParser, one_line, usage_error
 from mip_lightning.cli._run_directory import (
-    CHECKPOINTS,
-    LAST,
-    Claim,
-    claim,
-    free_config,
+    claim_for_all_ranks,
     is_inherited,
-    latest_config,
     release,
     run_of_checkpoint,
 )
+from mip_lightning.cli._save_run_config import SaveRunConfig
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.errors import UsageError
 from mip_lightning.optim.optimizers import FACTORED
 from mip_lightning.trainer.trainer import HyperTrainer
-from mip_lightning.utilities.files import load_plain
 
 BEST = "best"
 ON_ONE_RANK = ("export", "select-gamma")
@@ -81,51 +70,11 @@ EXPECTED_WARNINGS = (
 """Warnings that tell the user of this command line nothing, each with its reason."""
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Saves the parsed configuration to the run's folder, under a new name in a resumed run.
-
-    When the work starts, not before: by then the checkpoint, if there is one, was taken up. A
-    command that is refused must not leave its configuration to the run that it names.
-    """
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass  # not yet: a command that is refused must leave nothing
-
-    @override
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "validate")
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "test")
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "predict")
-
-    @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = self.config.clone()
-        config.run_dir = None  # names this run, not one that starts from its configuration
-        path = free_config(Path(trainer.default_root_dir))
-        self.parser.save(config, path, skip_none=False)
-
-
 class MipLightningCLI(LightningCLI):
     """LightningCLI in subclass mode, with a run directory that nothing overwrites."""
 
     def __init__(self, args: Sequence[str] | None) -> None:
         given = sys.argv[1:] if args is None else list(args)
-        parser_kwargs = _defaults(given)
         super().__init__(
             HyperLightningModule,
             LightningDataModule,
@@ -133,11 +82,11 @@ class MipLightningCLI(LightningCLI):
             trainer_class=HyperTrainer,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
-            parser_kwargs=parser_kwargs,
+            parser_kwargs=_parser_kwargs(given),
             parser_class=OneLineParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=None if args is None else list(args),
+            args=None if args is None else given,
         )
 
     @staticmethod
@@ -187,7 +136,7 @@ class MipLightningCLI(LightningCLI):
                 " runs/NAME/VERSION/checkpoints/best.ckpt"
             )
         if options.ckpt_path is not None:
-            _check_checkpoint(Path(options.ckpt_path))
+            check_checkpoint(Path(options.ckpt_path))
         if self.config.subcommand in ON_ONE_RANK and getattr(rank_zero_only, "rank", 0) != 0:
             sys.exit()
         if options.checkpoint.save_top_k not in (0, 1) and options.checkpoint.filename == BEST:
@@ -213,68 +162,49 @@ class MipLightningCLI(LightningCLI):
         super().instantiate_classes()
         options = self.config_init[self.subcommand]
         if options.get("optimizer"):
-            self.model.configure_optimizers = partial(
-                _configure_optimizers,
-                self.model,
-                options.optimizer.as_dict(),
-                options.lr_scheduler.as_dict() if options.get("lr_scheduler") else None,
+            self.model.optimizer_factory = partial(
+                _make_optimizer,
+                optimizer_init=options.optimizer.as_dict(),
+                scheduler_init=options.lr_scheduler.as_dict() if options.lr_scheduler else None,
             )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.subcommand]
-        trial = bool(options["trainer"]["fast_dev_run"])
-        callbacks = self._callbacks(options)
+        given = options.trainer
+        trial = bool(given.fast_dev_run)
+        chosen = given.callbacks or []
+        callbacks = [chosen] if isinstance(chosen, Callback) else list(chosen)
+        callbacks += default_callbacks(str(self.subcommand), options, callbacks)
         stop = StopOnSignal(None)
         if self.subcommand == "fit":
             callbacks.append(stop)
+        if any(isinstance(callback, ModelSummary) for callback in callbacks):
+            kwargs["enable_model_summary"] = False  # else Lightning says that there is one
         if trial or self.subcommand != "fit":
             kwargs["enable_checkpointing"] = False
-        own_loggers = options["trainer"]["logger"] in (None, True) and not trial
+        own_loggers = given.logger in (None, True) and not trial
         if own_loggers:
             kwargs["logger"] = False  # until the folder is known
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         if trial:
             return trainer
         assert isinstance(trainer, HyperTrainer)
-        claimed = _claim_for_all_ranks(trainer, str(self.subcommand), options)
-        trainer.run_dir = claimed.folder
-        if claimed.checkpoint is not None:
-            options["ckpt_path"] = str(claimed.checkpoint)
+        origin = run_of_checkpoint(options.ckpt_path) if options.ckpt_path else None
+        run = claim_for_all_ranks(
+            trainer, str(self.subcommand), options.run_name, options.run_dir, origin
+        )
+        trainer.run_dir = run.folder
+        if run.checkpoint is not None:  # Lightning reads the options once more, to run the command
+            options.ckpt_path = str(run.checkpoint)
         if own_loggers:
-            trainer.loggers = _loggers(claimed.folder)
-        checkpoints = (claimed.folder / CHECKPOINTS).resolve()
+            trainer.loggers = default_loggers(run.folder)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint):
-                callback.dirpath = callback.dirpath or str(checkpoints)
-        if options["trainer"]["enable_checkpointing"] is not False:
-            stop.path = checkpoints / LAST
+                callback.dirpath = callback.dirpath or str(run.checkpoints)
+        if given.enable_checkpointing is not False:
+            stop.path = run.last_checkpoint
         return trainer
-
-    def _callbacks(self, options: Namespace) -> list[Callback]:
-        """The user's callbacks and what every run has, unless the user has one of its kind."""
-        chosen = options["trainer"]["callbacks"] or []
-        callbacks: list[Callback] = [chosen] if isinstance(chosen, Callback) else list(chosen)
-
-        def lacks(kind: type[Callback]) -> bool:
-            return not any(isinstance(callback, kind) for callback in callbacks)
-
-        if lacks(GammaCurve):
-            callbacks.append(GammaCurve())
-        if lacks(ModelSummary) and options["trainer"]["enable_model_summary"] is not False:
-            callbacks.append(HyperModelSummary())
-            options["trainer"]["enable_model_summary"] = False  # else Lightning says it has one
-        if lacks(ProgressBar) and options["trainer"]["enable_progress_bar"] is not False:
-            callbacks.append(RunProgressBar())
-        wanted = options["trainer"]["enable_checkpointing"] is not False
-        trial = bool(options["trainer"]["fast_dev_run"])
-        if self.subcommand == "fit" and wanted and not trial and lacks(ModelCheckpoint):
-            validated = options["trainer"]["limit_val_batches"] != 0  # else there is no best
-            callbacks += [*([options["checkpoint"]] if validated else []), LastCheckpoint()]
-        if self.subcommand == "predict":
-            volumes = options["model"].predicts_volumes
-            callbacks.append(NiftiWriter() if volumes else options["predictions"])
-        return callbacks
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -317,39 +247,6 @@ def main(args: Sequence[str] | None = None) -> None:
         release()
 
 
-def _claim_for_all_ranks(trainer: Trainer, subcommand: str, options: Namespace) -> Claim:
-    """Let one rank claim the run's folder, and tell all others.
-
-    Where Lightning starts the other ranks, it does so later, and the environment tells them.
-
-    Raises:
-        UsageError: On all ranks, if the folder holds another run.
-    """
-    origin = run_of_checkpoint(options["ckpt_path"]) if options["ckpt_path"] else None
-    about = (subcommand, options["run_name"], options["run_dir"], origin)
-    strategy = trainer.strategy
-    if (
-        trainer.world_size == 1
-        or is_inherited()
-        or not isinstance(strategy, ParallelStrategy)
-        or strategy.cluster_environment is None
-        or not strategy.cluster_environment.creates_processes_externally
-    ):
-        return claim(*about)
-    strategy.setup_environment()  # ranks can talk from here on; Lightning's call finds it done
-    claimed: Claim | UsageError | None = None
-    if trainer.is_global_zero:
-        try:
-            claimed = claim(*about)
-        except UsageError as error:
-            claimed = error
-    claimed = strategy.broadcast(claimed)
-    if isinstance(claimed, UsageError):
-        raise claimed
-    assert claimed is not None
-    return claimed
-
-
 def _leave_process_group() -> None:
     """Part from the other ranks; Lightning does so for NCCL only.
 
@@ -360,11 +257,25 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _configure_optimizers(
+def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
+    """The parsers' arguments: what the command line leaves to the run whose checkpoint it names."""
+    kwargs: dict[str, Any] = {
+        "version": version("mip-lightning"),
+        "description": "Train hypernetworks with Magnitude Invariant Parametrizations (MIP).",
+    }
+    subcommand = next((arg for arg in args if arg in MipLightningCLI.subcommands()), None)
+    config = config_of_checkpoint(args)
+    if subcommand is not None and config is not None:
+        kwargs[subcommand] = {"default_config_files": [str(config)]}
+    return kwargs
+
+
+def _make_optimizer(
     model: HyperLightningModule,
     optimizer_init: dict[str, Any],
     scheduler_init: dict[str, Any] | None,
 ) -> OptimizerLRScheduler:
+    """The named optimizer of the model's parameter groups; factored if there is such a one."""
     optimizer = instantiate_class(model.parameter_groups(), optimizer_init)
     factored = FACTORED.get(type(optimizer))
     if factored is not None:
@@ -374,59 +285,3 @@ def _configure_optimizers(
         model, optimizer, scheduler
     )
     return configured
-
-
-def _defaults(args: Sequence[str]) -> dict[str, Any]:
-    """The parsers' arguments: what the arguments leave to the run whose checkpoint they name.
-
-    A command with ``--ckpt_path`` and without ``--config`` takes the run's own configuration.
-
-    Raises:
-        UsageError: If there is no such checkpoint; without it, other arguments would be missed.
-    """
-    kwargs: dict[str, Any] = {
-        "version": version("mip-lightning"),
-        "description": "Train hypernetworks with Magnitude Invariant Parametrizations (MIP).",
-    }
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("subcommand", nargs="?")
-    options.add_argument("--config", "-c")
-    options.add_argument("--ckpt_path")
-    given, _ = options.parse_known_args(args)
-    if given.ckpt_path in (None, "null"):
-        return kwargs
-    _check_there(Path(given.ckpt_path))
-    run = run_of_checkpoint(given.ckpt_path)
-    if run is not None and not given.config:
-        kwargs[given.subcommand] = {"default_config_files": [str(latest_config(run))]}
-    return kwargs
-
-
-def _check_there(path: Path) -> None:
-    if path.is_file():
-        return
-    places = [*path.parent.glob("*.ckpt"), *path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
-    places += Path("runs").glob("*/*/checkpoints/*.ckpt")
-    near = difflib.get_close_matches(str(path), map(str, places), n=2, cutoff=0.0)
-    hint = f"; near it are {' and '.join(near)}" if near else ""
-    raise UsageError(f"ckpt_path={str(path)!r}: there is no such file{hint}")
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Refuse what is not a checkpoint, before Lightning reads it."""
-    _check_there(path)
-    content = load_plain(path, "ckpt_path")
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UsageError(f"ckpt_path={str(path)!r} is not a checkpoint: it has no state_dict")
-
-
-def _loggers(folder: Path) -> list[Logger]:
-    """TensorBoard in the run's folder, and ``metrics.csv`` in ``csv/`` (``csv_1`` once resumed)."""
-    number, name = 0, "csv"
-    while (folder / name).exists():
-        number += 1
-        name = f"csv_{number}"
-    return [
-        TensorBoardLogger(folder, name="", version=""),
-        CSVLogger(folder, name="", version=name),
-    ]

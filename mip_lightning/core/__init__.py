@@ -1,6 +1,6 @@
 """HyperLightningModule: training at sampled gamma, evaluation over a grid of gamma."""
 
-from mip_lightning.core.batches import batch_size, take_samples
+from mip_lightning.core.batches import DrawsPerBatch, batch_size, take_samples
 from mip_lightning.core.evaluation import (
     Curve,
     Evaluation,
@@ -9,7 +9,7 @@ from mip_lightning.core.evaluation import (
     Stage,
 )
 from mip_lightning.core.metrics import LabelledMetric, NaNAware, SeenNaN
-from mip_lightning.core.module import DrawsPerBatch, HyperLightningModule
+from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.outputs import StepOutput, TrainingBatch, Volume
 from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.core.requested_gamma import GammaRequest, RequestedGamma

@@ -6,6 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from mip_lightning.errors import UsageError
+
 if TYPE_CHECKING:  # the module brings this callback along
     from mip_lightning.core.module import HyperLightningModule
 
@@ -88,3 +90,17 @@ class OwnWork(Callback):
 def _own(pl_module: LightningModule) -> "HyperLightningModule":
     """The module, which has made the callback itself."""
     return cast("HyperLightningModule", pl_module)
+
+
+def check_own_work(pl_module: LightningModule) -> None:
+    """Check that the trainer has the callback.
+
+    Raises:
+        UsageError: If a user's ``configure_callbacks`` has left it out.
+    """
+    callbacks = pl_module.trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, OwnWork) for callback in callbacks):
+        raise UsageError(
+            f"{type(pl_module).__name__}.configure_callbacks leaves out what this library does: add"
+            " super().configure_callbacks() to what it returns"
+        )

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import MutableMapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.nested import tensors_in
+
+DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
+"""K, or one gamma a sample (K = B)."""
 
 
 def batch_size(batch: Any) -> int:

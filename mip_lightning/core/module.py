@@ -2,8 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from lightning.pytorch import Callback
@@ -16,9 +16,9 @@ from typing_extensions import override
 from mip_lightning.core._checkpointed_module import CheckpointedModule
 from mip_lightning.core._evaluated_samples import EvaluatedSamples
 from mip_lightning.core._given_hyperparameters import save_plain_hyperparameters
-from mip_lightning.core._own_work import OwnWork
+from mip_lightning.core._own_work import OwnWork, check_own_work
 from mip_lightning.core._primary_cache import PrimaryCache
-from mip_lightning.core.batches import batch_size
+from mip_lightning.core.batches import DrawsPerBatch, batch_size
 from mip_lightning.core.evaluation import Evaluation, Stage
 from mip_lightning.core.outputs import StepOutput, TrainingBatch
 from mip_lightning.core.parameter_groups import (
@@ -40,10 +40,6 @@ from mip_lightning.utilities.nested import Arguments, Inputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
-"""K, or one gamma a sample (K = B)."""
 
 
 class HyperLightningModule(CheckpointedModule, ABC):
@@ -72,6 +68,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         test_grid_size: Number of gamma over which test sweeps.
 
     Attributes:
+        optimizer_factory: What makes the optimizer in place of the default one; ``None`` for none.
         latest: Gamma and output of the latest training batch; ``None`` before the first.
         requested: The gamma at which ``predict`` was asked to predict; ``None`` for none.
 
@@ -133,6 +130,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         self.theta_decay = theta.weight_decay
         self.model = HyperModel(primary, prior, formulation, hypernetwork, theta)
         self.draws_per_batch = draws_per_batch
+        self.optimizer_factory: Callable[[Any], OptimizerLRScheduler] | None = None
         self.label_names: Mapping[int, str] = {}
         self.requested: RequestedGamma | None = None
         self.predict_primaries = PrimaryCache(self.model)
@@ -347,11 +345,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
 
     def _evaluate(self, batch: Any, stage: Stage) -> None:
         trainer = self.trainer
-        if not any(isinstance(callback, OwnWork) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise UsageError(
-                f"{type(self).__name__}.configure_callbacks leaves out what this library does: add"
-                " super().configure_callbacks() to what it returns"
-            )
+        check_own_work(self)
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         own = self._evaluated.of(batch, loaders)
         if own is not None:
