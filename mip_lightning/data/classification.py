@@ -3,7 +3,6 @@
 from abc import abstractmethod
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
@@ -56,6 +55,8 @@ class InMemoryClassification(InMemorySplits):
     def setup(self, stage: str) -> None:
         if self.splits:  # loaded by an earlier stage
             return
+        from sklearn.model_selection import train_test_split  # heavy
+
         train, test = self.load()
         images, labels = (tensor[: self.num_train] for tensor in train.tensors)
         kept, held_out = torch.arange(len(labels)), torch.arange(0)

@@ -5,9 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from monai.apps import DecathlonDataset, download_and_extract
-from monai.transforms import ScaleIntensityRangePercentiles
-from monai.utils import convert_to_tensor
 from typing_extensions import override
 
 from mip_lightning.data._hidden_files import is_hidden, visible
@@ -41,6 +38,8 @@ class Decathlon(SubjectSource):
     def __init__(
         self, data_dir: str, task: str = "Task04_Hippocampus", num_subjects: int | None = None
     ) -> None:
+        from monai.apps import DecathlonDataset  # heavy: each command would wait for it
+
         tasks = sorted(DecathlonDataset.resource.keys() - SEVERAL_CHANNELS)
         if task not in tasks:
             raise UsageError(f"task={task!r}: choose one of {', '.join(tasks)}")
@@ -57,6 +56,8 @@ class Decathlon(SubjectSource):
 
     @override
     def prepare(self) -> None:
+        from monai.apps import DecathlonDataset, download_and_extract
+
         if self.data_dir.exists() and not self.data_dir.is_dir():
             raise UsageError(f"data_dir={str(self.data_dir)!r} is not a folder")
         # MONAI checks and unpacks an archive that was downloaded before.
@@ -127,6 +128,9 @@ def _is_listing(listing: Any) -> bool:
 
 def _scaled(subject: Subject) -> Subject:
     """Scale intensities to [0, 1] by their percentiles; values beyond are clipped."""
+    from monai.transforms import ScaleIntensityRangePercentiles
+    from monai.utils import convert_to_tensor
+
     scale = ScaleIntensityRangePercentiles(*PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
     image = convert_to_tensor(scale(subject.image), track_meta=False)  # no MetaTensor
     return dataclasses.replace(subject, image=image)

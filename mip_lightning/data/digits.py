@@ -1,8 +1,6 @@
 """The 1,797 handwritten digits that scikit-learn ships: real data without a download."""
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
@@ -21,6 +19,9 @@ class Digits(InMemoryClassification):
 
     @override
     def load(self) -> tuple[TensorDataset, TensorDataset]:
+        from sklearn.datasets import load_digits  # heavy: each command would wait for it
+        from sklearn.model_selection import train_test_split
+
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().div(16.0).unsqueeze(1)
         labels = torch.from_numpy(digits.target).long()

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import torch
 from rich.progress import track
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -186,6 +185,8 @@ def split_by_class(
     Raises:
         UsageError: If there are too few images.
     """
+    from sklearn.model_selection import train_test_split  # heavy
+
     counts = Counter(files.labels)
     alone = [i for i, label in enumerate(files.labels) if counts[label] == 1]
     others = [i for i, label in enumerate(files.labels) if counts[label] > 1]

@@ -5,9 +5,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from monai.networks.layers import GaussianFilter
-from monai.transforms import Compose, RandAdjustContrast, RandBiasField, RandGaussianNoise
-from nilearn import datasets
 from torch import Tensor
 from typing_extensions import override
 
@@ -78,6 +75,8 @@ class TemplateBrains(SubjectSource):
         return Subjects(subjects, LABEL_NAMES)
 
     def _template(self) -> _Template:
+        from nilearn import datasets
+
         image, gray, white, brain = (
             load(resolution=self.resolution)
             for load in (
@@ -118,6 +117,13 @@ class TemplateBrains(SubjectSource):
         )
 
     def _subject(self, template: _Template, number: int) -> Subject:
+        from monai.transforms import (  # heavy: each command would wait for it
+            Compose,
+            RandAdjustContrast,
+            RandBiasField,
+            RandGaussianNoise,
+        )
+
         seeds = np.random.SeedSequence([self.seed, number]).generate_state(2)
         displacement = self._displacement(
             template.image.shape[1:], torch.Generator().manual_seed(int(seeds[0]))
@@ -148,6 +154,8 @@ class TemplateBrains(SubjectSource):
         self, size: torch.Size, generator: torch.Generator
     ) -> Float[Tensor, "1 D *S"]:
         """A random smooth diffeomorphism: the integral of a velocity that is constant in time."""
+        from monai.networks.layers import GaussianFilter
+
         noise = torch.randn(1, len(size), *size, generator=generator)
         velocity = GaussianFilter(len(size), SMOOTHNESS_MM / self.resolution)(noise)
         velocity *= AMPLITUDE_MM / self.resolution / velocity.std()

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
 from mip_lightning.core.module import HyperLightningModule
@@ -89,6 +88,8 @@ def _collect(
 
 def estimate(samples: Mapping[int, np.ndarray]) -> Curves:
     """Gaussian kernel densities over the range of all samples; none where all values are one."""
+    from scipy.stats import gaussian_kde
+
     low = min(float(np.quantile(values, 0.002)) for values in samples.values())
     high = max(float(np.quantile(values, 0.998)) for values in samples.values())
     points = np.linspace(low, high, NUM_POINTS)

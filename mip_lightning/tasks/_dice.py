@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Integer
-from monai.metrics import compute_dice
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,6 +26,8 @@ def dice_by_label(
         expected: Labels of the fixed images, or the true ones.
         num_labels: Number of labels with the background, L + 1.
     """
+    from monai.metrics import compute_dice  # heavy: each command would wait for it
+
     with float32_by_default():
         dice: Tensor = compute_dice(
             found,

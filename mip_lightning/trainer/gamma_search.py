@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from mip_lightning.core.batches import batch_size, take_samples
@@ -50,6 +49,8 @@ def best_of(
         higher_is_better: Whether large is good.
         tolerance: How close to come, in the argument.
     """
+    from scipy.optimize import minimize_scalar
+
     seen: dict[float, float] = {}
 
     def cost(gamma: float, of_nan: float = math.inf) -> float:

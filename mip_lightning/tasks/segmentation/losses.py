@@ -5,7 +5,6 @@ A weighted sum of both is MONAI's ``DiceCELoss``.
 
 import math
 
-import monai.losses
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,9 +40,9 @@ class CrossEntropyThenSoftDice(nn.Module):
             )
         self.switch_at = switch_at
         self.switched = switch_at == 0
-        self.soft_dice = monai.losses.DiceLoss(
-            include_background=False, to_onehot_y=True, softmax=True
-        )
+        from monai.losses import DiceLoss  # heavy: each command would wait for it
+
+        self.soft_dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
     def progress(self, epoch: int, share: float) -> None:
         """Choose the loss of the next steps.
