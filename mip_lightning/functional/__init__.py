@@ -1,4 +1,4 @@
-"""What is clever and small: factored gradients, replicas, spatial transforms."""
+"""What is clever and small: factored gradients, replicas, spatial transforms; see README.md."""
 
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.functional.factors import Factors, max_pairs

@@ -288,7 +288,7 @@ def test_a_metric_may_not_take_the_name_of_the_loss():
 
     task = Clash(nn.Linear(4, 4), Uniform(0, 1))
     with pytest.raises(UsageError, match="'loss'"):
-        trainer().fit(task, loader())
+        trainer().fit(task, loader(), loader())
 
 
 def test_no_draw_at_all_is_refused():
@@ -419,3 +419,20 @@ def test_training_goes_on_between_validations_with_weights_of_its_own():
     trainer(max_epochs=3, val_check_interval=2).fit(task, loader(32, 8), loader(32, 8))
     sanity, training, validations = 2, 3 * 4, 3 * 2 * 2
     assert predictions.count == sanity + training + validations
+
+
+def test_a_network_that_cannot_be_copied_makes_a_task():
+    """Old weight normalization keeps a computed tensor once it was called."""
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        network = nn.utils.weight_norm(nn.Linear(4, 4))
+    network(torch.rand(1, 4))
+    task = LossAlone(network, Uniform(0, 1))
+    assert task.hparams["draws_per_batch"] == 1
+    assert "primary" not in task.hparams
+
+
+def test_the_primary_of_a_task_is_not_copied(monkeypatch):
+    copied = []
+    monkeypatch.setattr(nn.Linear, "__deepcopy__", lambda *args: copied.append(1), raising=False)
+    LossAlone(nn.Linear(4, 4), Uniform(0, 1))
+    assert not copied
