@@ -51,8 +51,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
     ``evaluation("val").result`` then holds it at each gamma. A metric of predictions that are NaN
     is NaN.
 
-    Lightning's hooks are free to be overridden, with or without ``super()``: what this module does
-    at them, it does in a callback of its own.
+    Lightning's hooks may be overridden without ``super()``: what this module does at them, it does
+    in a callback of its own.
 
     Args:
         primary: The primary network, any module.
@@ -208,9 +208,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
     def sample_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
         """Sample gamma for a training batch, on the CPU.
 
-        A function of the seed, the epoch, the batch index and the rank alone, so that a resumed
-        run samples what the undisturbed one would have. Of the rank only where ranks do not share
-        gamma.
+        A function of seed, epoch, batch index and, unless ranks share gamma, rank: so a resumed run
+        samples what the undisturbed one would have.
         """
         num_draws = (
             batch_size(batch) if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
@@ -221,7 +220,6 @@ class HyperLightningModule(CheckpointedModule, ABC):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> STEP_OUTPUT:
-        # Sampled on the CPU and moved without waiting; the logger would wait for the device.
         primary = self.model.at(self.sample_gamma(batch, batch_idx), check=False)
         output = self.step_output(batch, primary)
         objective = output.loss
