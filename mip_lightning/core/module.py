@@ -3,12 +3,13 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
@@ -37,9 +38,6 @@ from mip_lightning.hypernetworks.theta import ThetaConfig
 from mip_lightning.optim.optimizers import FactoredAdam, describe_update
 from mip_lightning.priors import Gamma, Prior, sample_of_batch
 from mip_lightning.utilities.nested import Arguments, Inputs
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class HyperLightningModule(CheckpointedModule, ABC):
@@ -171,12 +169,12 @@ class HyperLightningModule(CheckpointedModule, ABC):
         """
         return {}
 
-    def plot_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> "dict[str, Figure]":
+    def plot_examples(self, batch: Any, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
         """Figures of a batch at some gamma, by name; none unless overridden.
 
         Args:
             batch: What the data loader gives, on this module's device.
-            gammas: Values of gamma from the prior's grid.
+            gammas: Values from the prior's grid.
         """
         return {}
 
@@ -227,7 +225,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
             square = sum(tensor.square().sum() for tensor in primary.theta.values())
             objective = objective + self.theta_decay / 2 * square / len(primary.gamma)
         size = batch_size(batch)
-        # Not with prog_bar=True, for which Lightning waits for the values after every batch.
+        # Not with prog_bar=True: Lightning would wait for the values after every batch.
         for name, value in self.model.prior.means(primary.gamma).items():
             self.log(name, value, batch_size=size)
         self.log("train_loss", output.loss, batch_size=size)
@@ -252,11 +250,11 @@ class HyperLightningModule(CheckpointedModule, ABC):
         return StepOutput.of(self.loss(batch, primary))
 
     def primary_calls(self, batch: Any, gamma: Float[Tensor, "K D"]) -> list[Arguments]:
-        """What the task gives the primary for a batch, in the order of its calls.
+        """What the task gives the primary for a batch at draws of gamma, in the order of its calls.
 
         Args:
             batch: What the data loader gives.
-            gamma: Draws, not checked.
+            gamma: The draws, which are not checked.
         """
         primary = self.model.at(gamma, check=False)
         calls = primary.record()
