@@ -71,7 +71,7 @@ def test_a_run_stops_where_the_loss_or_gradient_is_not_finite(disturbance, event
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_no_checkpoint_within_an_epoch_is_of_spoilt_weights_and_the_newest_is_named(weights_only):
+def test_no_checkpoint_within_an_epoch_is_of_broken_weights_and_the_newest_is_named(weights_only):
     often = ModelCheckpoint(
         "often", "{step}", save_top_k=-1, every_n_train_steps=2, save_weights_only=weights_only
     )

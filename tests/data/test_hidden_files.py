@@ -94,9 +94,7 @@ def test_a_folder_of_hidden_files_is_empty_and_downloaded_to(kind, tmp_path, mon
 
 def test_the_decathlon_is_downloaded_where_hidden_files_and_its_archive_lie(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "mip_lightning.data.decathlon.download_and_extract", lambda **options: asked.append(options)
-    )
+    monkeypatch.setattr("monai.apps.download_and_extract", lambda **options: asked.append(options))
     litter(tmp_path)
     Decathlon(str(tmp_path)).prepare()
     (tmp_path / "Task04_Hippocampus.tar").write_bytes(b"half of it")

@@ -368,9 +368,7 @@ def test_a_task_of_the_decathlon_is_read_from_its_folder(tmp_path):
 def test_an_archive_that_was_left_behind_is_no_data_set(tmp_path, monkeypatch):
     (tmp_path / "Task04_Hippocampus.tar").write_bytes(b"half of it")
     asked = []
-    monkeypatch.setattr(
-        "mip_lightning.data.decathlon.download_and_extract", lambda **options: asked.append(options)
-    )
+    monkeypatch.setattr("monai.apps.download_and_extract", lambda **options: asked.append(options))
     Decathlon(str(tmp_path)).prepare()
     assert asked[0]["filepath"] == tmp_path / "Task04_Hippocampus.tar"
 

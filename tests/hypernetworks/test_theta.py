@@ -106,9 +106,9 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("formulation", "head_init", "says"),
-    [("default", "zero", "theta0 starts at zero"), ("mip", "hyperfan_in", "spoil pretrained")],
+    [("default", "zero", "theta0 starts at zero"), ("mip", "hyperfan_in", "change pretrained")],
 )
-def test_what_would_spoil_pretrained_weights_is_refused(tmp_path, formulation, head_init, says):
+def test_what_would_change_pretrained_weights_is_refused(tmp_path, formulation, head_init, says):
     path = str(tmp_path / "trained.pt")
     torch.save(network().state_dict(), path)
     config = HypernetworkConfig(head_init=head_init)

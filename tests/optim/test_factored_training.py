@@ -14,7 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from mip_lightning import ChunkedHead, HypernetworkConfig
-from mip_lightning.cli.main import _configure_optimizers
+from mip_lightning.cli.main import _make_optimizer
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.optim.optimizers import FactoredAdam, FactoredAdamW, FactoredSGD
 
@@ -136,9 +136,7 @@ def test_a_line_at_the_start_says_how_the_head_is_updated(make, says, caplog):
 def test_the_command_line_takes_the_factored_kin_of_an_optimizer(name, options, kind):
     module = task(group_options={"theta0": {"lr": 1e-5}})
     scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
-    configured = _configure_optimizers(
-        module, {"class_path": name, "init_args": options}, scheduler
-    )
+    configured = _make_optimizer(module, {"class_path": name, "init_args": options}, scheduler)
     (optimizer,), (scheduler,) = configured
     assert type(optimizer) is kind
     assert scheduler.optimizer is optimizer

@@ -182,9 +182,9 @@ class Endless(IterableDataset):
 
 def test_a_share_of_training_without_a_known_end_is_refused():
     loader = DataLoader([{name: value[0] for name, value in labelled().items()}], 1)
-    with pytest.raises(UsageError, match="of which the end is not known"):
+    with pytest.raises(UsageError, match="and its end is not known"):
         trainer(max_epochs=-1).fit(segmentation(), loader, loader)
-    with pytest.raises(UsageError, match="of which the end is not known"):
+    with pytest.raises(UsageError, match="and its end is not known"):
         trainer(max_epochs=2).fit(segmentation(), DataLoader(Endless(), 1), loader)
     for wrong in (-1.0, 1.5, math.nan, math.inf):
         with pytest.raises(UsageError, match=f"switch_at={wrong:g}"):

@@ -27,6 +27,7 @@ from mip_lightning.data import ImagePairs
 from mip_lightning.data.subjects import Subject, Subjects, SubjectSource
 from mip_lightning.diagnostics.weights import weight_statistics
 from mip_lightning.errors import UsageError
+from mip_lightning.hypernetworks import PrimaryAtGamma
 from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
 from mip_lightning.networks import ConstantWidthUNet, MultilayerPerceptron
 from mip_lightning.priors import (
@@ -221,7 +222,7 @@ class ShareOfPositive(Metric):
 
 
 class Regression(HyperLightningModule):
-    def loss(self, batch: Any, gamma: torch.Tensor) -> StepOutput:
+    def loss(self, batch: Any, primary: PrimaryAtGamma) -> StepOutput:
         x, y = batch
         prediction = primary(x)
         return StepOutput(nn.functional.mse_loss(prediction, y), prediction.detach(), y)
