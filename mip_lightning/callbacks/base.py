@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,6 +24,7 @@ class HyperCallback(Callback):
 
     def __init__(self) -> None:
         self.folder = Path()
+        self._resumed_at: int | None = None  # step of the checkpoint that a fit goes on from
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -37,9 +39,17 @@ class HyperCallback(Callback):
                 " HyperLightningModule"
             )
         self.folder = run_folder(trainer)
+        self._resumed_at = None
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._resumed_at = checkpoint["global_step"]
 
     def table(self, trainer: Trainer, name: str, columns: Sequence[str]) -> StepTable:
-        """A table of the run's folder, written on rank 0; make it when training starts, or later.
+        """A table of the run's folder, written on rank 0; make it after ``setup``.
 
         A resumed run goes on with its table, without the rows that the interrupted one wrote after
         the checkpoint. Any other run takes a new name if the file is there.
@@ -49,9 +59,7 @@ class HyperCallback(Callback):
             name: Name of the CSV file.
             columns: Names of the columns; in training the first is ``step``.
         """
-        resumes = trainer.state.fn == TrainerFn.FITTING and trainer.ckpt_path is not None
-        resumed_at = trainer.global_step if resumes else None
-        return StepTable(self.folder / name, columns, resumed_at, writes_files(trainer))
+        return StepTable(self.folder / name, columns, self._resumed_at, writes_files(trainer))
 
     def publish(self, trainer: Trainer, figure: Figure, path: Path, tag: str | None = None) -> None:
         """Write a figure as PNG, and to each logger that takes figures, on rank 0.

@@ -9,11 +9,13 @@ from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
 from mip_lightning.callbacks.base import HyperCallback, hyper_module
-from mip_lightning.diagnostics.distributions import collect, estimate, plot_distributions
+from mip_lightning.diagnostics.distributions import (
+    ORDINARY,
+    collect,
+    estimate,
+    plot_distributions,
+)
 from mip_lightning.errors import UsageError
-
-ORDINARY = "ordinary"
-"""Name of the network of the same architecture that no hypernetwork predicts."""
 
 
 class Distributions(HyperCallback):

@@ -110,7 +110,7 @@ def cells_with_mark(name: str, curve: Curve) -> list[dict[str, float]]:
 def plot_curves(
     gammas: Sequence[str],
     grid: Float[Tensor, "n D"],
-    curves: dict[str, Curve],
+    curves: Mapping[str, Curve],
     references: Mapping[str, tuple[str, float]],
 ) -> Figure:
     """A panel for each metric: its value at each gamma, its mean, and its best gamma.

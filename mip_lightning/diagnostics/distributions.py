@@ -27,6 +27,10 @@ MAX_VALUES = 4000
 ORDINARY_INDEX = -1
 
 
+ORDINARY = "ordinary"
+"""What a table calls the network that no hypernetwork predicts."""
+
+
 MAX_COLUMNS = 6
 """More layers than these are drawn as every n-th one."""
 
@@ -87,17 +91,28 @@ def _collect(
 
 
 def estimate(samples: Mapping[int, np.ndarray]) -> Curves:
-    """Gaussian kernel densities over the range of all samples; none where all values are one."""
+    """Gaussian kernel densities, each over the range of its own sample.
+
+    A density is known at ``NUM_POINTS`` points from the 0.001 to the 0.999 quantile, with 4 kernel
+    bandwidths more at both ends, so its integral is 1 but for what lies outside. Where all values
+    are one (to 1e-6 of their size), there is one point with an infinite density.
+
+    Args:
+        samples: Values by index.
+    """
+    return {index: _density(values) for index, values in samples.items()}
+
+
+def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.stats import gaussian_kde
 
-    low = min(float(np.quantile(values, 0.002)) for values in samples.values())
-    high = max(float(np.quantile(values, 0.998)) for values in samples.values())
-    points = np.linspace(low, high, NUM_POINTS)
-    return {
-        index: (points, gaussian_kde(values)(points))
-        for index, values in samples.items()
-        if np.ptp(values) > 1e-6 * max(abs(low), abs(high))
-    }
+    if np.ptp(values) <= 1e-6 * np.abs(values).max():
+        return values[:1], np.array([np.inf])
+    kernel = gaussian_kde(values)
+    margin = 4 * math.sqrt(kernel.covariance.item())
+    low, high = np.quantile(values, [0.001, 0.999])
+    points = np.linspace(low - margin, high + margin, NUM_POINTS)
+    return points, kernel(points)
 
 
 def plot_distributions(
@@ -110,7 +125,7 @@ def plot_distributions(
     panels = figure.subplots(2, len(shown), squeeze=False)
     for row, of in enumerate(("weights", "activations")):
         for column, layer in enumerate(shown):
-            _plot_panel(panels[row][column], densities.get((of, layer), {}), names, grid)
+            plot_densities(panels[row][column], densities.get((of, layer), {}), names, grid)
             panels[row][column].set_title(f"{of} of {layer}", fontsize="medium")
             panels[row][column].set_xlabel("weight" if of == "weights" else "activation")
         panels[row][0].set_ylabel("density")
@@ -119,27 +134,42 @@ def plot_distributions(
     return figure
 
 
-def _plot_panel(
+def plot_densities(
     axes: Axes, curves: Curves, names: Sequence[str], grid: Float[Tensor, "n D"]
 ) -> None:
+    """The densities of one layer; a vertical line where all values are one.
+
+    Args:
+        axes: Where to plot.
+        curves: The densities.
+        names: Name of each dimension of gamma.
+        grid: The gammas that the curves' indices count.
+    """
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(grid)))
-    highest = 0.0
     for index, color in enumerate(colors):
         label = ", ".join(
             f"{symbol(name)} = {value:.3g}"
             for name, value in zip(names, grid[index].tolist(), strict=True)
         )
-        values, density = curves.get(index, (np.empty(0), np.empty(0)))
-        label = label if len(label) < 40 else f"plot_distributions {index}"
-        label += "" if len(values) else " (constant)"
-        axes.plot(values, density, color=color, label=label)
-        highest = max([highest, *density.tolist()])
-    values, density = curves.get(ORDINARY_INDEX, (np.empty(0), np.empty(0)))
-    axes.plot(values, density, "k--", label="ordinary network")
-    highest = max([highest, *density.tolist()])
+        label = label if len(label) < 40 else rf"$\gamma$ number {index}"
+        _plot_density(axes, curves.get(index), label, color=color)
+    _plot_density(axes, curves.get(ORDINARY_INDEX), "ordinary network", color="k", ls="--")
+    highest = max((d.max() for _, d in curves.values() if np.isfinite(d).all()), default=1.0)
     axes.set_yscale("log")
-    axes.set_ylim(1e-3 * highest or None, 2 * highest or None)
+    axes.set_ylim(1e-3 * highest, 2 * highest)
     axes.grid(alpha=0.3)
+
+
+def _plot_density(
+    axes: Axes, curve: tuple[np.ndarray, np.ndarray] | None, label: str, **style: Any
+) -> None:
+    """A curve, a vertical line for a constant, or the label alone where nothing is known."""
+    if curve is None:
+        axes.plot([], [], label=f"{label} (not recorded)", **style)
+    elif np.isfinite(curve[1]).all():
+        axes.plot(*curve, label=label, **style)
+    else:
+        axes.axvline(curve[0].item(), label=f"{label} (all {curve[0].item():.3g})", **style)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Norms of minibatches' gradients, taken before anything scales or adds them up; their figure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -129,14 +129,9 @@ def plot_gradient_statistics(
     """
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for color, part in enumerate(PARTS):
-        _plot_epochs(left, f"C{color}", part, [row for row in epochs if row["part"] == part])
+    plot_norms(left, {_label(part): [r for r in epochs if r["part"] == part] for part in PARTS})
     left.set_title("mean over each epoch's minibatches, ± standard deviation")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_xlabel("epoch")
     left.set_ylabel("norm of the gradient")
-    _scale(left, [float(row["mean"]) for row in epochs])
-    left.grid(alpha=0.3)
     left.legend(fontsize="small", title="with respect to")
     gamma = torch.tensor([[float(row[name]) for name in gammas] for row in minibatches])
     x = gamma[:, 0] if len(gammas) == 1 else gamma.norm(dim=1)
@@ -158,13 +153,31 @@ def plot_gradient_statistics(
     return figure
 
 
-def _plot_epochs(axes: Axes, color: str, part: str, rows: list[Mapping[str, Any]]) -> None:
-    epoch = [int(row["epoch"]) for row in rows]
-    mean, std = (torch.tensor([float(row[name]) for row in rows]) for name in ("mean", "std"))
-    label = {"theta": r"$\theta$", "theta0": r"$\theta^0$"}.get(part, part)
-    axes.plot(epoch, mean, ".-", color=color, label=label)
-    lowest = torch.minimum(mean, torch.tensor([float(row["minimum"]) for row in rows]))
-    axes.fill_between(epoch, torch.maximum(mean - std, lowest), mean + std, color=color, alpha=0.2)
+def plot_norms(axes: Axes, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Norms of gradients against epochs: mean and, as a band, standard deviation over minibatches.
+
+    The band ends at the lowest norm, so that a logarithmic scale can show it.
+
+    Args:
+        axes: Where to plot.
+        curves: Rows of ``gradient_stats.csv`` of one part, by what to call the curve.
+    """
+    for number, (label, rows) in enumerate(curves.items()):
+        epoch = [int(row["epoch"]) for row in rows]
+        mean, std, lowest = (
+            torch.tensor([float(row[name]) for row in rows]) for name in ("mean", "std", "minimum")
+        )
+        (line,) = axes.plot(epoch, mean, ".-", color=f"C{number}", label=label)
+        low = torch.maximum(mean - std, torch.minimum(mean, lowest))
+        axes.fill_between(epoch, low, mean + std, color=line.get_color(), alpha=0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    _scale(axes, [float(row["mean"]) for rows in curves.values() for row in rows])
+    axes.grid(alpha=0.3)
+
+
+def _label(part: str) -> str:
+    return {"theta": r"$\theta$", "theta0": r"$\theta^0$"}.get(part, part)
 
 
 def _scale(axes: Axes, norms: list[float]) -> None:

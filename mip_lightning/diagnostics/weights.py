@@ -137,7 +137,8 @@ def plot_weight_statistics(
             axes_of_gamma[line].append(std)
     figure = Figure(figsize=(13 + 5 * (len(lines) > 1), 4.8), layout="constrained")
     panels = figure.subplots(1, 2 + (len(lines) > 1))
-    _plot_together(panels[0], names, lines[GRID], together)
+    plot_std(panels[0], names, lines[GRID], together)
+    panels[0].set_title("all predicted weights together")
     _plot_each(panels[1], names, lines[GRID], each, now)
     if axes_of_gamma:
         _plot_axes(panels[2], lines, axes_of_gamma, now)
@@ -146,17 +147,23 @@ def plot_weight_statistics(
     return figure
 
 
-def _plot_together(
-    axes: Axes, names: Sequence[str], grid: Float[Tensor, "n D"], records: Stds
+def plot_std(
+    axes: Axes, names: Sequence[str], grid: Float[Tensor, "n D"], records: Mapping[str, list[float]]
 ) -> None:
-    """The std of all weights against gamma, with the line's slope and R^2 in the legend."""
+    """The std of all weights against gamma, with the line's slope and R^2 in the legend.
+
+    Args:
+        axes: Where to plot.
+        names: Name of each dimension of gamma.
+        grid: The values of gamma.
+        records: The std at each gamma, before training and after some of it, by what to call them.
+    """
     x, order = _prepare(axes, names, grid)
     for style, (when, stds) in zip(("o--", "s-"), records.items(), strict=False):
         std = torch.tensor(stds)
         fit = proportionality(grid.norm(dim=1), std)
         label = f"{when}: slope {fit.slope:+.2f}, $R^2$ {fit.r2:.2f}"
         axes.plot(x[order], std[order], style, label=label)
-    axes.set_title("all predicted weights together")
     axes.set_ylim(0, 1.1 * max(max(stds) for stds in records.values()) or None)
     axes.legend(fontsize="small")
 

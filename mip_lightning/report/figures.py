@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from matplotlib import colormaps
+import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from mip_lightning.diagnostics.weights import WeightStatistics
+from mip_lightning.diagnostics.distributions import (
+    ORDINARY,
+    ORDINARY_INDEX,
+    Curves,
+    plot_densities,
+)
+from mip_lightning.diagnostics.gradients import plot_norms
+from mip_lightning.diagnostics.weights import ALL, GRID, WeightStatistics, plot_std
 from mip_lightning.errors import UsageError
 from mip_lightning.report._replicas import (
     names_of_groups,
@@ -48,17 +56,15 @@ def scale(runs: list[Path], out: Path) -> None:
     figure, panels = _panels(len(runs), "Scale of the predicted weights against gamma")
     tables = [read_rows(run / "predicted_weight_stats.csv", "PredictedWeightStats") for run in runs]
     for axes, table, name in zip(panels, tables, _names(runs), strict=True):
-        rows = [row for row in table if row["tensor"] == "all" and row["line"] == "grid"]
+        rows = [row for row in table if row["tensor"] == ALL and row["line"] == GRID]
         last = max(int(row["step"]) for row in rows)
-        shown = ("0", str(last))
-        for step, style, label in ((0, "o--", "initial"), (last, "s-", f"final (step {last})")):
-            here = [row for row in rows if int(row["step"]) == step]
-            axes.plot(*_gamma(here), [float(row["std"]) for row in here], style, label=label)
+        records = {
+            label: [float(row["std"]) for row in rows if int(row["step"]) == step]
+            for label, step in (("initial", 0), (f"final (step {last})", last))
+        }
+        names, grid = _grid([row for row in rows if int(row["step"]) == last])
+        plot_std(axes, names, grid, records)
         axes.set_title(textwrap.fill(name, TITLE_WIDTH))
-        axes.set_xlabel(_gamma_label(rows))
-        axes.set_ylim(0, 1.1 * max(float(row["std"]) for row in rows if row["step"] in shown))
-        axes.legend()
-    panels[0].set_ylabel(r"standard deviation of $\theta$")
     _save(figure, out)
 
 
@@ -93,7 +99,8 @@ def distributions(
                 f"layer={layer!r}, step={step}: {run} has the layers {', '.join(layers)} and the"
                 f" steps {', '.join(dict.fromkeys(row['step'] for row in rows))}"
             )
-        _draw_densities(axes, chosen)
+        names, grid = _grid([row for row in chosen if row["network"] != ORDINARY])
+        plot_densities(axes, _curves(chosen, names, grid), names, grid)
         axes.set_title(textwrap.fill(name, TITLE_WIDTH))
         axes.set_xlabel("weight" if of == "weights" else "activation")
         axes.legend(fontsize="small")
@@ -111,20 +118,12 @@ def gradients(runs: list[Path], out: Path) -> None:
     """
     figure, (axes,) = _panels(1, "Norm of the gradient with respect to the predicted weights")
     tables = [read_rows(run / "gradient_stats.csv", "GradientStats") for run in runs]
-    for color, (table, name) in enumerate(zip(tables, _names(runs), strict=True)):
-        rows = [row for row in table if row["part"] == "theta"]
-        epoch = [int(row["epoch"]) for row in rows]
-        mean, std, low = (
-            np.array([float(row[column]) for row in rows]) for column in ("mean", "std", "minimum")
-        )
-        axes.plot(epoch, mean, ".-", color=f"C{color}", label=name)
-        axes.fill_between(
-            epoch, np.maximum(mean - std, low), mean + std, color=f"C{color}", alpha=0.2
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
+    curves = {
+        name: [row for row in table if row["part"] == "theta"]
+        for name, table in zip(_names(runs), tables, strict=True)
+    }
+    plot_norms(axes, curves)
     axes.set_ylabel("mean ± standard deviation over minibatches")
-    axes.set_yscale("log")
     axes.legend()
     _save(figure, out)
 
@@ -173,23 +172,15 @@ def convergence(runs: list[Path], out: Path, metric: str = "accuracy") -> None:
     print("\n".join(lines))
 
 
-def _draw_densities(axes: Axes, rows: Sequence[Row]) -> None:
-    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    gammas = _gamma_columns(rows)
+def _curves(rows: Sequence[Row], names: Sequence[str], grid: Tensor) -> Curves:
+    """The densities of one layer, by the index of gamma in the grid."""
+    gammas = [tuple(gamma) for gamma in grid.tolist()]
+    points: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        label = ", ".join(f"{name} = {float(row[name]):.3g}" for name in gammas if row[name])
-        curves[label or "ordinary network"].append((float(row["value"]), float(row["density"])))
-    colors = iter(colormaps["viridis"](np.linspace(0, 0.9, max(1, len(curves) - 1))))
-    for label, points in curves.items():
-        ordinary = label == "ordinary network"
-        value, density = np.array(points).T
-        axes.plot(
-            value, density, "--" if ordinary else "-", color="k" if ordinary else next(colors),
-            label=label,
-        )  # fmt: skip
-    axes.set_yscale("log")
-    highest = max(density for points in curves.values() for _, density in points)
-    axes.set_ylim(1e-3 * highest, 2 * highest)
+        is_ordinary = row["network"] == ORDINARY
+        index = ORDINARY_INDEX if is_ordinary else gammas.index(_gamma(row, names))
+        points[index].append((float(row["value"]), float(row["density"])))
+    return {index: tuple(np.array(of_index).T) for index, of_index in points.items()}
 
 
 def _panels(number: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -201,21 +192,15 @@ def _panels(number: int, title: str) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _gamma_columns(rows: Sequence[Row]) -> list[str]:
-    """The columns that no callback names: those of gamma's dimensions."""
-    return [name for name in rows[0] if name not in OTHER_COLUMNS]
+def _grid(rows: Sequence[Row]) -> tuple[list[str], Float[Tensor, "n D"]]:
+    """Names of gamma's dimensions and the different gammas, in the order of the rows."""
+    names = [name for name in rows[0] if name not in OTHER_COLUMNS]
+    gammas = dict.fromkeys(_gamma(row, names) for row in rows)
+    return names, torch.tensor(list(gammas), dtype=torch.float64)
 
 
-def _gamma(rows: Sequence[Row]) -> tuple[np.ndarray]:
-    """Gamma of each row; its norm where it has several dimensions."""
-    names = _gamma_columns(rows)
-    values = np.array([[float(row[name]) for name in names] for row in rows])
-    return (values[:, 0] if len(names) == 1 else np.linalg.norm(values, axis=1),)
-
-
-def _gamma_label(rows: Sequence[Row]) -> str:
-    names = _gamma_columns(rows)
-    return f"hypernetwork input {names[0]}" if len(names) == 1 else "norm of the input"
+def _gamma(row: Row, names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(row[name]) for name in names)
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
