@@ -21,7 +21,8 @@ class NiftiWriter(BasePredictionWriter):
     """Writes each ``Volume`` of a batch as ``<name>.nii.gz``, as soon as it is there.
 
     The files lie in the run's folder. Images of two dimensions get a third of one voxel. Vectors
-    stand along the fifth dimension, with NIfTI's intent for vectors. Every rank writes its own.
+    stand along the fifth dimension, with NIfTI's intent for vectors; a slice of them has a second
+    plane that is equal, for ITK takes a single one for a flat image. Every rank writes its own.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,10 @@ def nifti(volume: Volume) -> nibabel.Nifti1Image:
     shape = [*values.shape[:axes], *[1] * (3 - axes)]
     if volume.is_vector:
         shape += [1, values.shape[-1]]
-    image = nibabel.Nifti1Image(values.reshape(shape), volume.affine.double().numpy())
+    values = values.reshape(shape)
+    if volume.is_vector and axes == 2:
+        values = values.repeat(2, axis=2)
+    image = nibabel.Nifti1Image(values, volume.affine.double().numpy())
     image.header.set_xyzt_units("mm")
     if volume.is_vector:
         image.header.set_intent("vector")

@@ -75,6 +75,7 @@ class MipLightningCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None) -> None:
         given = sys.argv[1:] if args is None else list(args)
+        self._goes_on_from: Path | None = None
         super().__init__(
             HyperLightningModule,
             LightningDataModule,
@@ -195,8 +196,7 @@ class MipLightningCLI(LightningCLI):
             trainer, str(self.subcommand), options.run_name, options.run_dir, origin
         )
         trainer.run_dir = run.folder
-        if run.checkpoint is not None:  # Lightning reads the options once more, to run the command
-            options.ckpt_path = str(run.checkpoint)
+        self._goes_on_from = run.checkpoint
         if own_loggers:
             trainer.loggers = default_loggers(run.folder)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -205,6 +205,11 @@ class MipLightningCLI(LightningCLI):
         if given.enable_checkpointing is not False:
             stop.path = run.last_checkpoint
         return trainer
+
+    def before_fit(self) -> None:
+        """Let a requeued job go on from where it was; Lightning calls this before ``fit``."""
+        if self._goes_on_from is not None:
+            self.config_init.fit.ckpt_path = str(self._goes_on_from)
 
 
 def main(args: Sequence[str] | None = None) -> None:

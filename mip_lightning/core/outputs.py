@@ -7,7 +7,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from mip_lightning.utilities.finite import has_nan
-from mip_lightning.utilities.nested import tensors_in
+from mip_lightning.utilities.nested import map_tensors, tensors_in
 from mip_lightning.utilities.precision import at_least_float32
 
 
@@ -16,12 +16,13 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: Mean over the batch.
-        prediction: First argument of each metric's ``update``, detached.
+        prediction: First argument of each metric's ``update``, detached: a tensor, or whatever
+            they take; ``None`` for none.
         target: Second argument of each metric's ``update``: a tensor, or whatever they take.
     """
 
     loss: Float[Tensor, ""]
-    prediction: Tensor | None = None
+    prediction: Any = None
     target: Any = None
 
     def has_nan(self) -> Tensor:
@@ -37,10 +38,7 @@ class StepOutput(NamedTuple):
         """What a task's ``loss`` returned, with predictions in float32, for metrics add them up."""
         if not isinstance(output, StepOutput):
             return cls(output)
-        prediction = output.prediction
-        if isinstance(prediction, Tensor) and prediction.is_floating_point():
-            return output._replace(prediction=at_least_float32(prediction))
-        return output
+        return output._replace(prediction=map_tensors(output.prediction, _in_float32))
 
     def detached(self) -> "StepOutput":
         """The same without the graph of the step, which would live as long as this."""
@@ -74,3 +72,7 @@ class Volume(NamedTuple):
     values: Tensor
     affine: Float[Tensor, "4 4"]
     is_vector: bool = False
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return at_least_float32(tensor) if tensor.is_floating_point() else tensor

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import default_collate
 from typing_extensions import override
 
@@ -15,17 +14,20 @@ from mip_lightning.data._base import InMemorySplits, Split
 from mip_lightning.data.subjects import Subject, SubjectSource, check_alike, split_by_person
 from mip_lightning.data.template_brains import TemplateBrains
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.padding import centered
 
 Sample = dict[str, Tensor | str]
 
 
-def _with_exact_affines(samples: list[Sample]) -> dict[str, Any]:
-    """A batch as PyTorch makes it, but with the affines in an array of NumPy.
+def _with_plain_geometry(samples: list[Sample]) -> dict[str, Any]:
+    """A batch as PyTorch makes it, but with affines and sizes in arrays of NumPy.
 
-    A trainer in half precision rounds all tensors of a batch, which would move a written image.
+    A trainer in half precision rounds all tensors of a batch, which would move a written image; and
+    to read a size that is on a GPU makes a training step wait.
     """
-    affines = np.stack([np.asarray(sample["affine"]) for sample in samples])
-    return {**default_collate(samples), "affine": affines}
+    keys = [key for key in samples[0] if key.endswith(("affine", "size"))]
+    geometry = {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in keys}
+    return {**default_collate(samples), **geometry}
 
 
 class SubjectData(InMemorySplits):
@@ -74,7 +76,7 @@ class SubjectData(InMemorySplits):
         self.split_seed = split_seed
         self.label_names: dict[int, str] = {}
 
-    collate = staticmethod(_with_exact_affines)
+    collate = staticmethod(_with_plain_geometry)
 
     @abstractmethod
     def dataset(self, subjects: Sequence[Subject], split: Split, size: Sequence[int] | None) -> Any:
@@ -126,13 +128,7 @@ class SubjectData(InMemorySplits):
 
 
 def padded(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Values ``(1, *S)`` padded with zeros on all sides to another size.
-
-    If the difference is odd, one voxel less is added before than after.
-    """
-    before = [(new - old) // 2 for new, old in zip(size, values.shape[1:], strict=True)]
-    after = [new - old - b for new, old, b in zip(size, values.shape[1:], before, strict=True)]
-    margins = [m for pair in zip(before, after, strict=True) for m in pair]
-    # PyTorch counts the last axis first.
-    reverse = [m for axis in reversed(range(len(size))) for m in margins[2 * axis : 2 * axis + 2]]
-    return F.pad(values, reverse) if any(reverse) else values
+    """Values ``(1, *S)`` in the middle of zeros of another size."""
+    larger = values.new_zeros((1, *size))
+    larger[:, *centered(size, values.shape[1:])] = values
+    return larger

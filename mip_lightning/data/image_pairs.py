@@ -19,7 +19,8 @@ class PairDataset(Dataset[Sample]):
 
     Each item has ``moving`` and ``fixed`` ``(1, *S)``, their ``moving_labels`` and
     ``fixed_labels``, ``moving_name`` and ``fixed_name``, the fixed image's ``affine`` ``(4, 4)``
-    and ``size`` ``(D,)``, and the ``moving_size``. Smaller images are padded with zeros.
+    and ``size`` ``(D,)``, ``moving_affine`` and ``moving_size``. Smaller images are padded with
+    zeros.
 
     Args:
         subjects: The subjects.
@@ -64,6 +65,7 @@ class PairDataset(Dataset[Sample]):
             "moving_name": moving.name,
             "fixed_name": fixed.name,
             "affine": fixed.affine,
+            "moving_affine": moving.affine,
             "size": torch.tensor(fixed.image.shape[1:]),
             "moving_size": torch.tensor(moving.image.shape[1:]),
         }

@@ -7,6 +7,7 @@ The results are those of MONAI's ``Warp`` and ``DVF2DDF`` to the last bit. These
 voxels on the CPU at each call, for which a training step on a GPU would wait eight times.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 
 def warp(
-    images: Float[Tensor, "B C *S"],
+    images: Float[Tensor, "B C *M"],
     displacement: Float[Tensor, "B D *S"],
     mode: Literal["bilinear", "nearest"] = "bilinear",
+    offset: Sequence[int] = (),
 ) -> Float[Tensor, "B C *S"]:
     """Sample images at each voxel plus its displacement, at the border beyond it.
 
@@ -26,11 +28,17 @@ def warp(
         images: What is sampled.
         displacement: Where, in voxels.
         mode: ``bilinear`` (in 3D trilinear) for images, ``nearest`` for labels.
+        offset: The voxel of the images in whose place the displacement's first one lies; by default
+            their first one, too.
     """
     size = displacement.shape[2:]
+    starts = offset or [0] * len(size)
     coordinates: list[Tensor] = []
-    for axis, (length, component) in enumerate(zip(size, displacement.unbind(dim=1), strict=True)):
-        voxels = torch.arange(length, device=component.device, dtype=component.dtype)
+    for axis, (length, component) in enumerate(
+        zip(images.shape[2:], displacement.unbind(dim=1), strict=True)
+    ):
+        first, last = starts[axis], starts[axis] + size[axis]
+        voxels = torch.arange(first, last, device=component.device, dtype=component.dtype)
         along = voxels.view([-1 if a == axis else 1 for a in range(len(size))])
         # grid_sample counts from -1 at the first voxel to 1 at the last one, the last axis first.
         coordinates.insert(0, (along + component) * 2 / max(length - 1, 1) - 1)

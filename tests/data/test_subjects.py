@@ -145,7 +145,7 @@ def test_images_of_different_sizes_stand_in_the_middle_of_the_largest(batch_size
             full = (4, 7) if batch_size > 1 else tuple(map(max, zip(size, other, strict=True)))
             assert pair["fixed"].shape == pair["moving"].shape == (1, 1, *full)
             assert pair["size"].tolist() == [list(size)]
-            before = [(length - own) // 2 for length, own in zip(full, size, strict=True)]
+            before = [length // 2 - own // 2 for length, own in zip(full, size, strict=True)]
             inside = pair["fixed"][0, 0, before[0] :, before[1] :][: size[0], : size[1]]
             assert (inside == number + 1).all()
             assert pair["fixed"].sum() == inside.sum()

@@ -26,6 +26,7 @@ from mip_lightning.tasks.registration.metrics import (
     GradientMagnitude,
     MeanDice,
 )
+from mip_lightning.tasks.registration.pairs import OwnPairs, own_pairs
 
 
 def linear(matrix: list[list[float]], size: tuple[int, ...]) -> torch.Tensor:
@@ -134,19 +135,19 @@ def test_a_shear_folds_only_where_it_turns_the_image_over():
     half[:, 0, 4:] = linear([[-2.0, 0.0], [0.0, 0.0]], size)[:, 0, 4:]
     for displacement, share in ((plain, 0.0), (both, 1.0)):
         metric = FoldedShare()
-        metric.update(displacement, {})
+        metric.update([displacement], [])
         assert metric.compute() == share
-    metric.update(plain, {})
+    metric.update([plain], [])
     assert metric.compute() == 0.5  # over two samples
-    assert 0.0 < FoldedShare()(half, {}) < 1.0
+    assert 0.0 < FoldedShare()([half], []) < 1.0
 
 
 def test_the_gradient_magnitude_of_a_linear_flow_is_the_norm_of_its_matrix():
     metric = GradientMagnitude()
-    metric.update(linear([[3.0, 0.0], [0.0, 4.0]], (6, 5)), {})
+    metric.update([linear([[3.0, 0.0], [0.0, 4.0]], (6, 5))], [])
     assert metric.compute() == pytest.approx(5.0)
     shift = torch.full((1, 2, 6, 5), 7.0)
-    assert GradientMagnitude()(shift, {}) == 0.0
+    assert GradientMagnitude()([shift], []) == 0.0
 
 
 def test_along_an_axis_of_one_voxel_nothing_changes():
@@ -155,13 +156,14 @@ def test_along_an_axis_of_one_voxel_nothing_changes():
     for measure in (spatial_gradient, jacobian_determinant):
         torch.testing.assert_close(measure(thin), measure(thick)[..., :1])
     for metric in (FoldedShare(), GradientMagnitude()):
-        torch.testing.assert_close(metric(thin, {}), metric(thick, {}))
-    # An image of this size in the middle of a larger one, with a margin on both sides.
-    padded = torch.randn(2, 2, 6, 4)
-    padded[..., 1:2] = thin
-    for metric in (FoldedShare(), GradientMagnitude()):
-        alone = metric(thin, {})
-        torch.testing.assert_close(metric(padded, {"size": torch.tensor([[6, 1]] * 2)}), alone)
+        torch.testing.assert_close(metric([thin], []), metric([thick], []))
+
+
+def labelled(moving: torch.Tensor, fixed: torch.Tensor) -> list[OwnPairs]:
+    """Pairs with these labels, without padding."""
+    batch = {"moving": moving, "fixed": fixed, "moving_labels": moving, "fixed_labels": fixed}
+    dims = moving.ndim - 2
+    return own_pairs(batch, torch.zeros(len(moving), dims, *moving.shape[2:]))
 
 
 def test_dice_of_known_masks():
@@ -183,14 +185,14 @@ def test_mean_dice_is_over_the_labels_of_a_pair_and_then_over_pairs():
     other[0, :, 2:] = 0  # label 2 is lost in the first pair
     metric = MeanDice()
     still = torch.zeros(2, 2, 4, 4)
-    metric.update(still, {"moving_labels": other, "fixed_labels": labels})
+    metric.update([still], labelled(other, labels))
     assert metric.compute() == pytest.approx(((1.0 + 0.0) / 2 + 1.0) / 2)
     assert {k: v.item() for k, v in metric.compute_by_label().items()} == {1: 1.0, 2: 0.0}
     background = torch.zeros_like(labels)
-    metric.update(still, {"moving_labels": background, "fixed_labels": background})
+    metric.update([still], labelled(background, background))
     assert metric.compute() == pytest.approx(0.75)  # pairs without labels do not count
     with pytest.raises(UsageError, match="moving_labels"):
-        metric.update(still, {"moving": labels})
+        metric.update([still], own_pairs({"moving": still[:, :1], "fixed": still[:, :1]}, still))
 
 
 def test_labels_are_warped_before_dice():
@@ -199,7 +201,7 @@ def test_labels_are_warped_before_dice():
     fixed = moving.roll((2, 1), dims=(2, 3))
     shift = torch.zeros(1, 2, 6, 6)
     shift[:, 0], shift[:, 1] = -2, -1
-    assert MeanDice()(shift, {"moving_labels": moving, "fixed_labels": fixed}) == 1.0
+    assert MeanDice()([shift], labelled(moving, fixed)) == 1.0
 
 
 def test_a_constant_velocity_is_a_shift_and_a_linear_one_grows_exponentially():

@@ -38,6 +38,7 @@ from mip_lightning.tasks import (
     TotalVariationPenalty,
 )
 from mip_lightning.tasks.registration.metrics import MeanDice
+from mip_lightning.tasks.registration.pairs import own_pairs
 
 
 def unet(spatial_dims: int = 2, **options) -> ConstantWidthUNet:
@@ -127,7 +128,7 @@ def test_images_of_odd_sizes_are_padded_for_the_network_and_the_flow_is_cropped(
     task = make(network, divisible_by=16).train()
     batch = pair(size, batch=2)
     output = output_at(task, batch, torch.tensor([[0.5]]))
-    assert output.prediction.shape == (2, len(size), *size)
+    assert [found.shape for found in output.prediction] == [(2, len(size), *size)]
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
 
@@ -137,7 +138,7 @@ def test_half_precision_of_the_network_leaves_the_positions_of_voxels_exact(defo
     task, batch = resting(deformation=deformation), pair((8, 600))
     with torch.autocast("cpu", torch.bfloat16):
         half = output_at(task, batch, torch.tensor([[0.0]]))
-    assert half.prediction.dtype == torch.float32
+    assert half.prediction[0].dtype == torch.float32
     whole = output_at(task, batch, torch.tensor([[0.0]]))
     torch.testing.assert_close(half.loss, whole.loss)
     images = {"moving": batch["moving"], "fixed": batch["moving"]}
@@ -269,27 +270,10 @@ def test_volumes_are_cut_to_the_size_of_the_fixed_image():
     assert [volume.name for volume in (image, labels, displacement)] == [
         f"a_to_b/gamma_0.5_{kind}" for kind in ("image", "labels", "displacement")
     ]
-    torch.testing.assert_close(image.values, batch["moving"][0, 0, 1:6, 2:9])
-    assert torch.equal(labels.values, batch["moving_labels"][0, 0, 1:6, 2:9])
-    assert torch.equal(displacement.values, torch.zeros(5, 7, 2))
+    torch.testing.assert_close(image.values, batch["moving"][0, 0, 2:7, 3:10])
+    assert torch.equal(labels.values, batch["moving_labels"][0, 0, 2:7, 3:10])
+    assert torch.equal(displacement.values, torch.zeros(5, 7, 3))
     assert torch.equal(image.affine, batch["affine"][0])
-
-
-def test_a_displacement_leads_from_voxels_of_the_fixed_image_to_voxels_of_the_moving_one():
-    task = resting().eval()
-    task.requested = RequestedGamma(task.model.prior, 0.5)
-    moving, fixed = torch.zeros(1, 8, 8), torch.rand(1, 16, 12)
-    moving[0, 2, 3] = 1.0
-    subjects = [
-        Subject(name, name, "", image, torch.zeros_like(image, dtype=torch.uint8), torch.eye(4))
-        for name, image in (("a", moving), ("b", fixed))
-    ]
-    (batch,) = DataLoader(PairDataset(subjects, None, 1, seed=1), 1)
-    assert batch["moving_name"] == ["a"]
-    with torch.no_grad():
-        image, _, displacement = task.predict_step(batch, 0)
-    x = (image.values == 1.0).nonzero()[0]
-    assert (x + displacement.values[tuple(x)]).tolist() == [2.0, 3.0]
 
 
 def test_dice_before_registration_is_that_of_one_evaluation_alone():
@@ -297,16 +281,16 @@ def test_dice_before_registration_is_that_of_one_evaluation_alone():
     interrupted = task.evaluation("val")
     interrupted.update(pair((8, 12)), task.step_output)  # one that was broken off
     trainer().validate(task, DataLoader([batch], None), verbose=False)
-    alone = MeanDice()
-    alone.update(torch.zeros(1, 2, 8, 12), batch)
+    alone, nothing = MeanDice(), torch.zeros(1, 2, 8, 12)
+    alone.update([nothing], own_pairs(batch, nothing))
     assert task.evaluation("val").result.references["dice"][1] == pytest.approx(
         alone.compute().item()
     )
 
 
 def boxes(padded: tuple[int, ...], sizes: list[tuple[int, ...]]) -> list[tuple[slice, ...]]:
-    """Where images stand: one voxel less before than after them where the difference is odd."""
-    starts = [[(p - n) // 2 for p, n in zip(padded, size, strict=True)] for size in sizes]
+    """Where images stand: their voxel n // 2 on the voxel p // 2 of the padded one."""
+    starts = [[p // 2 - n // 2 for p, n in zip(padded, size, strict=True)] for size in sizes]
     return [
         tuple(slice(start, start + n) for start, n in zip(first, size, strict=True))
         for first, size in zip(starts, sizes, strict=True)
@@ -338,34 +322,99 @@ PADDED = [
 ]
 
 
+def in_the_middle(values: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    larger = torch.rand(*values.shape[:2], *size).to(values.dtype)  # whatever the padding holds
+    (box,) = boxes(size, [tuple(values.shape[2:])])
+    larger[..., *box] = values
+    return larger
+
+
+def sampled(image: torch.Tensor, at: np.ndarray, order: int) -> np.ndarray:
+    return map_coordinates(image[0, 0].double().numpy(), at, order=order, mode="nearest")
+
+
 @pytest.mark.parametrize(("padded", "sizes"), PADDED)
-def test_metrics_are_of_each_fixed_images_own_voxels(padded, sizes):
-    """As those of each displacement that is cropped by hand, in a batch of any size and order."""
-    batch = pair(padded, len(sizes)) | {"size": torch.tensor(sizes)}
-    displacement = 2 * torch.randn(len(sizes), len(padded), *padded)
-    expected = []
-    for index, box in enumerate(boxes(padded, sizes)):
-        own = displacement[index].numpy()
-        voxels = np.stack(np.meshgrid(*map(np.arange, padded), indexing="ij"))
-        labels = batch["moving_labels"][index, 0].numpy()
-        found = map_coordinates(labels, voxels + own, order=0, mode="nearest")
-        dice = dice_by_hand(found[box], batch["fixed_labels"][index, 0].numpy()[box])
-        expected.append((dice, *measured_by_hand(own[(slice(None), *box)])))
-        # Whatever the padding holds.
-        outside = torch.ones(padded, dtype=torch.bool)
-        outside[box] = False
-        batch["fixed_labels"][index, 0, outside] = 2
-    assert all(0.0 < share < 1.0 for _, share, _ in expected)
-    task = make(unet(len(padded)))
-    for number in (1, 2, len(sizes)):
-        for order in (torch.arange(len(sizes)), torch.arange(len(sizes)).flip(0)):
-            metrics = task.configure_metrics()
-            for part in order.split(number):
-                some = {name: values[part] for name, values in batch.items()}
-                for metric in metrics.values():
-                    metric.update(displacement[part], some)
-            values = [float(metrics[name].compute()) for name in METRICS]
-            assert values == pytest.approx(np.mean(expected, axis=0).tolist(), rel=1e-5)
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_loss_and_metrics_are_of_each_images_own_voxels(padded, sizes, number):
+    """By scipy, from each pair without its padding: in batches of any size and order.
+
+    nnU-Net issue 2818, DeepMedic issue 63.
+    """
+    dims, gamma = len(padded), 0.3
+    samples, losses, measured = [], [], []
+    for fixed_size, moving_size in zip(sizes, sizes[1:] + sizes[:1], strict=True):
+        fixed, moving = pair(fixed_size), pair(moving_size)
+        flow = 2 * torch.randn(1, dims, *fixed_size)
+        larger = [max(both) for both in zip(fixed_size, moving_size, strict=True)]
+        starts = [
+            f.start - m.start
+            for f, m in zip(*boxes(tuple(larger), [fixed_size, moving_size]), strict=True)
+        ]
+        voxels = np.stack(np.meshgrid(*map(np.arange, fixed_size), indexing="ij"))
+        at = voxels + flow[0].double().numpy() + np.reshape(starts, (dims, *[1] * dims))
+        warped = sampled(moving["moving"], at, order=1)
+        similarity = np.mean((warped - fixed["fixed"][0, 0].numpy()) ** 2) / 0.05**2
+        steps = [np.abs(np.diff(flow[0].double().numpy(), axis=1 + a)) for a in range(dims)]
+        penalty = np.mean([step.mean() if step.size else 0.0 for step in steps])
+        losses.append((1 - gamma) * similarity + gamma * penalty)
+        labels = sampled(moving["moving_labels"], at, order=0)
+        dice = dice_by_hand(labels, fixed["fixed_labels"][0, 0].numpy())
+        measured.append((dice, *measured_by_hand(flow[0].numpy())))
+        images = {
+            "moving": moving["moving"],
+            "moving_labels": moving["moving_labels"],
+            "fixed": fixed["fixed"],
+            "fixed_labels": fixed["fixed_labels"],
+            "flow": flow,
+        }
+        sizes_of = {"size": torch.tensor([fixed_size]), "moving_size": torch.tensor([moving_size])}
+        in_batch = {k: in_the_middle(v, padded) for k, v in images.items()}
+        samples.append(in_batch | sizes_of)
+    task = make(unet(dims))
+    task.flow = lambda batch, primary: batch["flow"]
+    for order in (samples, samples[::-1]):
+        metrics, total = task.configure_metrics(), 0.0
+        for first in range(0, len(order), number):
+            some = order[first : first + number]
+            batch = {key: torch.cat([sample[key] for sample in some]) for key in some[0]}
+            output = output_at(task, batch, torch.tensor([[gamma]]))
+            total += float(output.loss) * len(some)
+            for metric in metrics.values():
+                metric.update(output.prediction, output.target)
+        assert total / len(order) == pytest.approx(np.mean(losses), rel=1e-4)
+        values = [float(metrics[name].compute()) for name in METRICS]
+        assert values == pytest.approx(np.mean(measured, axis=0).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "deformation", [StationaryVelocity(), StationaryVelocity(half_resolution=True)]
+)
+def test_a_bidirectional_loss_does_not_depend_on_the_batch_size(deformation):
+    """The velocity of a pair is integrated on the own voxels of its images."""
+    task = make(deformation=deformation, bidirectional=True)
+    task.flow = lambda batch, primary: batch["flow"]
+    sizes = [((9, 12), (7, 12)), ((6, 8), (9, 5)), ((9, 12), (9, 12))]
+    samples = []
+    for fixed_size, moving_size in sizes:
+        larger = tuple(max(both) for both in zip(fixed_size, moving_size, strict=True))
+        both = {"fixed": torch.rand(1, 1, *fixed_size), "moving": torch.rand(1, 1, *moving_size)}
+        images = {key: in_the_middle(value, larger) for key, value in both.items()}
+        images["flow"] = torch.randn(1, 2, *larger)
+        own = {"size": torch.tensor([fixed_size]), "moving_size": torch.tensor([moving_size])}
+        samples.append((images, own))
+    gamma = torch.tensor([[0.2]])
+    alone = [output_at(task, images | own, gamma).loss for images, own in samples]
+    together = {
+        key: torch.cat([in_the_middle(images[key], (9, 12)) for images, _ in samples])
+        for key in samples[0][0]
+    } | {key: torch.cat([own[key] for _, own in samples]) for key in samples[0][1]}
+    torch.testing.assert_close(output_at(task, together, gamma).loss, torch.stack(alone).mean())
+    draws = torch.tensor([[0.2], [0.5], [0.9]])
+    each = [
+        output_at(task, images | own, draw[None]).loss
+        for (images, own), draw in zip(samples, draws, strict=True)
+    ]
+    torch.testing.assert_close(output_at(task, together, draws).loss, torch.stack(each).mean())
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -380,8 +429,14 @@ def test_dice_before_registration_and_at_rest_is_of_the_fixed_images_own_voxels(
     alone = []
     for sample in pairs:
         (box,) = boxes((8, 11), [tuple(sample["size"].tolist())])
-        moving, fixed = (sample[f"{kind}_labels"][0].numpy() for kind in ("moving", "fixed"))
-        alone.append(dice_by_hand(moving[box], fixed[box]))
+        (other,) = boxes((8, 11), [tuple(sample["moving_size"].tolist())])
+        fixed, moving = sample["fixed_labels"][0].numpy(), sample["moving_labels"][0].numpy()
+        # Beyond its border the moving image goes on as it is there.
+        starts = [f.start - m.start for f, m in zip(box, other, strict=True)]
+        fixed, moving = fixed[box], moving[other]
+        at = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"))
+        at = at + np.reshape(starts, (2, 1, 1))
+        alone.append(dice_by_hand(map_coordinates(moving, at, order=0, mode="nearest"), fixed))
     task = resting(validation_grid_size=2)
     (found,) = trainer().validate(task, DataLoader(pairs, number), verbose=False)
     assert found["val_dice_before"] == pytest.approx(np.mean(alone))
@@ -389,15 +444,18 @@ def test_dice_before_registration_and_at_rest_is_of_the_fixed_images_own_voxels(
     assert found["val_folded_share"] == found["val_gradient_magnitude"] == 0.0
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_a_size_that_does_not_fit_is_named(name):
-    metric, displacement = make().configure_metrics()[name], torch.zeros(2, 2, 8, 12)
+@pytest.mark.parametrize("key", ["size", "moving_size"])
+def test_a_size_that_does_not_fit_is_named(key):
+    task = make()
     for size, says in (
-        (torch.tensor([[8, 12], [12, 8]]), r"size=\[12, 8\].*does not fit into the 8 x 12 voxels"),
+        (
+            torch.tensor([[8, 12], [12, 8]]),
+            rf"{key}=\[12, 8\].*does not fit into the 8 x 12",
+        ),
         (torch.tensor([[8, 12]]), r"shape \(1, 2\).*give integers of shape \(2, 2\)"),
     ):
         with pytest.raises(UsageError, match=says):
-            metric.update(displacement, pair((8, 12), 2) | {"size": size})
+            output_at(task, pair((8, 12), 2) | {key: size}, torch.tensor([[0.5]]))
 
 
 FROM_PYTHON = """

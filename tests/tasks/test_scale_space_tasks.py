@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import output_at, trainer
+from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from mip_lightning import HyperLightningModule, Uniform, UsageError
 from mip_lightning.core.requested_gamma import RequestedGamma
-from mip_lightning.data.segmented_images import SegmentedDataset
+from mip_lightning.data.segmented_images import SegmentedDataset, SegmentedImages
 from mip_lightning.data.subjects import Subject
 from mip_lightning.networks import ConstantWidthUNet, ScaleSpaceResNet, ScaleSpaceUNet
 from mip_lightning.tasks import Classification, CrossEntropyThenSoftDice, Segmentation
@@ -304,7 +305,7 @@ def test_images_in_their_own_sizes_have_the_dice_that_they_have_in_a_batch():
 
 def test_labels_that_are_given_for_the_padding_do_not_count():
     (sample,) = SegmentedDataset(of_sizes((4, 5)), [8, 8])
-    found, true = sample["image"][0, 2:6, 1:6].numpy() - 1, sample["labels"][0, 2:6, 1:6].numpy()
+    found, true = sample["image"][0, 2:6, 2:7].numpy() - 1, sample["labels"][0, 2:6, 2:7].numpy()
     sample["labels"] = sample["labels"].clone()
     sample["labels"][:, :2] = 1
     loader = DataLoader([sample], 1)
@@ -312,22 +313,37 @@ def test_labels_that_are_given_for_the_padding_do_not_count():
     assert got["test_dice"] == pytest.approx(dice_of(found, true, [1, 2]))
 
 
-def test_padding_counts_in_the_loss_and_not_in_what_a_training_step_measures():
+@pytest.mark.parametrize(
+    "objective", [CrossEntropyThenSoftDice(), DiceCELoss(softmax=True, to_onehot_y=True)]
+)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_the_loss_is_over_each_images_own_voxels_in_batches_of_any_size(objective, batch_size):
+    """nnU-Net issue 2818, DeepMedic issue 63: padding counted."""
+    subjects = of_sizes(*SIZES[2])
+    model = Segmentation(Reading(), objective=objective, validation_grid_size=1).train()
+    network = model.model.materialize(0.25).requires_grad_(False)
+    expected = [float(objective(network(s.image[None]), s.labels[None])) for s in subjects]
+    for order in (subjects, subjects[::-1]):
+        (found,) = trainer().validate(
+            model, DataLoader(SegmentedDataset(order, [9, 10]), batch_size), verbose=False
+        )
+        assert found["val_loss"] == pytest.approx(np.mean(expected))
+
+
+def test_a_training_step_measures_each_images_own_voxels():
     subjects = of_sizes((8, 8), (4, 5))
     (batch,) = DataLoader(SegmentedDataset(subjects, [8, 8]), 2)
-    model = Segmentation(Reading()).train()
-    loss, prediction, _ = output_at(model, batch, torch.tensor([[0.2]]))
-    logits = model.model.materialize(0.2)(batch["image"])
-    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["labels"][:, 0].long()))
+    prediction = output_at(Segmentation(Reading()).train(), batch, torch.tensor([[0.2]])).prediction
     assert prediction[1].sum() == (subjects[1].image - 1).sum()
 
 
-def test_a_training_step_does_not_look_at_sizes_on_a_device():
-    labels, size = torch.ones(2, 1, 8, 9), torch.tensor([[8, 9], [4, 5]])
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        size.to("meta").tolist()  # a device whose values nobody can read
-    cleared = clear_padding(labels.to("meta"), {"size": size.to("meta")})
-    assert cleared.shape == labels.shape
+def test_a_batch_of_a_data_module_tells_sizes_on_the_cpu():
+    """Where a training step reads them without a wait for the device."""
+    subjects = of_sizes((8, 8), (4, 5))
+    (batch,) = DataLoader(SegmentedDataset(subjects, [8, 8]), 2, collate_fn=SegmentedImages.collate)
+    assert isinstance(batch["size"], np.ndarray)
+    moved = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    assert clear_padding(moved["labels"], moved).shape == batch["labels"].shape
 
 
 def test_sizes_may_be_integers_too_small_for_the_padded_size():
@@ -343,7 +359,7 @@ def test_sizes_may_be_integers_too_small_for_the_padded_size():
         (torch.tensor([[12, 10], [0, 10]]), r"size=\[0, 10\]"),
         (torch.tensor([[12, 10, 1]] * 2), r"shape \(2, 3\).*integers of shape \(2, 2\)"),
         (torch.tensor([[12.0, 10.0]] * 2), "float32"),
-        ([torch.tensor([12, 12]), torch.tensor([10, 10])], "size of a batch: list"),
+        (["12", "10"], r"size of a batch: <U2 of shape \(2,\)"),
     ],
 )
 def test_a_size_that_is_none_of_images_in_the_middle_is_refused(size, says):
@@ -397,7 +413,7 @@ def test_volumes_and_figures_are_of_each_gamma(size):
     ]
     assert [tuple(volume.values.shape) for volume in volumes] == [size] * 2 + [(5,) * dims] * 2
     whole = model.model.materialize(0.4)(batch["image"]).argmax(dim=1)
-    starts = [(length - 5) // 2 for length in size]
+    starts = [length // 2 - 2 for length in size]
     box = (1, *(slice(start, start + 5) for start in starts))
     assert torch.equal(volumes[3].values, whole[box].to(torch.uint8))
 

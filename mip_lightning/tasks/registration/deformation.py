@@ -1,6 +1,7 @@
 """From a network's flow to a displacement of voxels, and the derivatives of the displacement."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,34 @@ def spatial_gradient(field: Float[Tensor, "B D *S"]) -> Float[Tensor, "B D D *S"
         for axis in range(2, field.ndim)
     ]
     return torch.stack(derivatives, dim=2)
+
+
+def physical_displacement(
+    displacement: Float[Tensor, "D *S"],
+    offset: Sequence[int],
+    affine: Float[Tensor, "4 4"],
+    moving_affine: Float[Tensor, "4 4"],
+) -> Float[Tensor, "*S 3"]:
+    """A displacement of voxels in millimeters, along left, posterior and superior.
+
+    These are the directions of ITK's transforms; NIfTI's affines lead to right, anterior, superior.
+
+    Args:
+        displacement: The displacement of an image of 2 or 3 dimensions, in voxels.
+        offset: Voxel x of the fixed image lies in the place of voxel ``x + offset`` of the moving
+            one.
+        affine: From the fixed image's voxels to millimeters.
+        moving_affine: From the moving image's voxels to millimeters.
+    """
+    size = displacement.shape[1:]
+    axes = [torch.arange(length, dtype=torch.float64) for length in size]
+    voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    moved = voxels + displacement.double().movedim(0, -1) + torch.tensor(offset)
+    points = [
+        at @ to[:3, : len(size)].double().T + to[:3, 3].double()
+        for at, to in ((voxels, affine), (moved, moving_affine))
+    ]
+    return ((points[1] - points[0]) * torch.tensor([-1.0, -1.0, 1.0])).float()
 
 
 def jacobian_determinant(displacement: Float[Tensor, "B D *S"]) -> Float[Tensor, "B *S"]:

@@ -1,12 +1,11 @@
 """What registration is measured by, each of a displacement and the pair that it belongs to.
 
-All are over each fixed image's own voxels, without padding (``tasks/_volumes.py``).
+All take lists, as ``own_pairs`` gives them: each fixed image's own voxels, without padding.
 """
 
 from abc import abstractmethod
-from typing import NotRequired, TypedDict
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,36 +15,8 @@ from typing_extensions import override
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.spatial_transform import warp
 from mip_lightning.tasks._dice import LabelDice
-from mip_lightning.tasks._volumes import clear_padding, own_voxels
 from mip_lightning.tasks.registration.deformation import jacobian_determinant, spatial_gradient
-
-
-class Pair(TypedDict):
-    """A batch of registration, as ``ImagePairs`` gives it.
-
-    Attributes:
-        moving: The images that are warped, shape ``(B, 1, *S)``.
-        fixed: The images to which they are brought, shape ``(B, 1, *S)``.
-        moving_labels: Integer labels of the moving images, shape ``(B, 1, *S)``, for evaluation.
-        fixed_labels: Integer labels of the fixed images, shape ``(B, 1, *S)``, for evaluation.
-        moving_name: Name of each moving image, for files.
-        fixed_name: Name of each fixed image, for files.
-        affine: From the fixed image's voxels to millimeters, shape ``(B, 4, 4)``, for files.
-        size: Size of the fixed image, in the middle of S, shape ``(B, D)``, for metrics and files;
-            by default S.
-        moving_size: Size of the moving image, in the middle of S, shape ``(B, D)``, for files; by
-            default that of the fixed one.
-    """
-
-    moving: Tensor
-    fixed: Tensor
-    moving_labels: NotRequired[Tensor]
-    fixed_labels: NotRequired[Tensor]
-    moving_name: NotRequired[list[str]]
-    fixed_name: NotRequired[list[str]]
-    affine: NotRequired[Tensor | np.ndarray]
-    size: NotRequired[Tensor]
-    moving_size: NotRequired[Tensor]
+from mip_lightning.tasks.registration.pairs import OwnPairs, Pair, own_pairs
 
 
 class MeanDice(LabelDice):
@@ -55,20 +26,25 @@ class MeanDice(LabelDice):
     """
 
     @override
-    def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:  # type: ignore[override]  # of what registration predicts
+    def update(self, displacements: Sequence[Tensor], pairs: Sequence[OwnPairs]) -> None:  # type: ignore[override]  # of what registration predicts
         """Add a batch.
 
+        Args:
+            displacements: Of the pairs, in voxels.
+            pairs: The pairs.
+
         Raises:
-            UsageError: If the pair has no labels, or ``size`` is not that of images in the middle.
+            UsageError: If they have no labels.
         """
-        if "moving_labels" not in pair or "fixed_labels" not in pair:
-            raise UsageError(
-                "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
+        for displacement, pair in zip(displacements, pairs, strict=True):
+            if pair.moving_labels is None or pair.fixed_labels is None:
+                raise UsageError(
+                    "a pair without moving_labels and fixed_labels: evaluation needs them for Dice"
+                )
+            moving, expected = (
+                labels.to(displacement.dtype) for labels in (pair.moving_labels, pair.fixed_labels)
             )
-        moving = pair["moving_labels"].to(displacement.dtype)
-        found = warp(moving, displacement, "nearest")
-        expected = pair["fixed_labels"].to(displacement.dtype)
-        self.add(clear_padding(found, pair), clear_padding(expected, pair))
+            self.add(warp(moving, displacement, "nearest", pair.offset), expected)
 
 
 class DiceBefore(MeanDice):
@@ -78,7 +54,9 @@ class DiceBefore(MeanDice):
     def update(self, batch: Pair, primaries: object) -> None:  # type: ignore[override]  # an extra metric
         moving = batch["moving"]
         shape = (len(moving), moving.ndim - 2, *moving.shape[2:])
-        super().update(torch.zeros(shape, device=moving.device, dtype=torch.float32), batch)
+        nothing = torch.zeros(shape, device=moving.device, dtype=torch.float32)
+        pairs = own_pairs(batch, nothing)
+        super().update([pair.flow for pair in pairs], pairs)
 
 
 class _MeanOverVoxels(Metric):
@@ -99,16 +77,16 @@ class _MeanOverVoxels(Metric):
         """What is averaged."""
 
     @override
-    def update(self, displacement: Float[Tensor, "B D *S"], pair: Pair) -> None:
+    def update(self, displacements: Sequence[Tensor], pairs: Sequence[OwnPairs]) -> None:
         """Add a batch.
 
-        Raises:
-            UsageError: If ``size`` is not that of images in the middle.
+        Args:
+            displacements: Of the pairs, in voxels.
+            pairs: The pairs.
         """
-        # Crop first: a difference across the border of the image would contain the padding.
-        for own in own_voxels(displacement, pair):
-            self.total += self.measure(own).mean() * len(own)
-        self.count += len(displacement)
+        for displacement in displacements:
+            self.total += self.measure(displacement).mean() * len(displacement)
+            self.count += len(displacement)
 
     @override
     def compute(self) -> Float[Tensor, ""]:

@@ -18,12 +18,12 @@ from mip_lightning.errors import UsageError
 from mip_lightning.functional.spatial_transform import warp
 from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior, Uniform, format_gamma
-from mip_lightning.tasks._volumes import in_the_middle
 from mip_lightning.tasks.registration.deformation import (
     Deformation,
     Deformed,
     Displacement,
     StationaryVelocity,
+    physical_displacement,
 )
 from mip_lightning.tasks.registration.figure import plot_registration
 from mip_lightning.tasks.registration.losses import SquaredError, TotalVariationPenalty
@@ -32,8 +32,8 @@ from mip_lightning.tasks.registration.metrics import (
     FoldedShare,
     GradientMagnitude,
     MeanDice,
-    Pair,
 )
+from mip_lightning.tasks.registration.pairs import OwnPairs, Pair, own_pairs
 from mip_lightning.utilities.precision import at_least_float32
 
 
@@ -133,32 +133,44 @@ class Registration(HyperLightningModule):
 
     @override
     def loss(self, batch: Pair, primary: PrimaryAtGamma) -> StepOutput:
-        """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs."""
-        flow, gamma = self.flow(batch, primary), primary.gamma
-        moving, fixed = batch["moving"].to(flow.dtype), batch["fixed"].to(flow.dtype)
-        with torch.autocast(flow.device.type, enabled=False):
-            displacement, field = self.deformation(flow)
-            similarity = self._similarity(moving, fixed, displacement, len(gamma))
-            if self.bidirectional:
-                inverse = self.deformation(-flow).displacement
-                backward = self._similarity(fixed, moving, inverse, len(gamma))
-                similarity = (similarity + backward) / 2
-            parts = [self.regularization(part) for part in field.chunk(len(gamma))]
-            weight = gamma[:, 0]
-            loss = ((1.0 - weight) * similarity + weight * torch.stack(parts)).mean()
-        return StepOutput(loss, displacement.detach(), batch)
+        """``(1 - gamma) similarity + gamma regularization``, each draw's over its own pairs.
 
-    def _similarity(
-        self,
-        moving: Float[Tensor, "B 1 *S"],
-        fixed: Float[Tensor, "B 1 *S"],
-        displacement: Float[Tensor, "B axes *S"],
-        num_draws: int,
-    ) -> Float[Tensor, " K"]:
-        groups = zip(
-            warp(moving, displacement).chunk(num_draws), fixed.chunk(num_draws), strict=True
-        )
-        return torch.stack([self.similarity(w, f) for w, f in groups])
+        Both are over the own voxels of each image. Where the images of a batch have several sizes,
+        a draw's is the mean over its pairs.
+        """
+        flow, weight = self.flow(batch, primary), primary.gamma[:, 0]
+        pairs = own_pairs(batch, flow)
+        num_draws = len(weight) if len(pairs) == 1 else 1  # else no pairs of two draws are in one
+        similarities, penalties, displacements = [], [], []
+        with torch.autocast(flow.device.type, enabled=False):
+            for pair in pairs:
+                displacement, field = self.deformation(pair.flow)
+                displacements.append(displacement.detach())
+                similarities += self._similarities(pair, displacement, num_draws)
+                penalties += [self.regularization(part) for part in field.chunk(num_draws)]
+            similarity, penalty = (
+                torch.stack(values).view(len(weight), -1).mean(dim=1)
+                for values in (similarities, penalties)
+            )
+            loss = ((1.0 - weight) * similarity + weight * penalty).mean()
+        return StepOutput(loss, displacements, pairs)
+
+    def _similarities(
+        self, pair: OwnPairs, displacement: Float[Tensor, "b axes *S"], num_draws: int
+    ) -> list[Float[Tensor, ""]]:
+        """The similarity of each draw's pairs."""
+        warped = warp(pair.moving, displacement, offset=pair.offset)
+        parts = self._compared(warped, pair.fixed, num_draws)
+        if self.bidirectional:
+            inverse = self.deformation(-pair.moving_flow).displacement
+            warped = warp(pair.fixed, inverse, offset=[-start for start in pair.offset])
+            backward = self._compared(warped, pair.moving, num_draws)
+            parts = [(there + back) / 2 for there, back in zip(parts, backward, strict=True)]
+        return parts
+
+    def _compared(self, warped: Tensor, target: Tensor, num_draws: int) -> list[Tensor]:
+        parts = zip(warped.chunk(num_draws), target.chunk(num_draws), strict=True)
+        return [self.similarity(w, t) for w, t in parts]
 
     @override
     def configure_metrics(self) -> dict[str, Metric]:
@@ -184,8 +196,10 @@ class Registration(HyperLightningModule):
     def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
         """Warped image, warped labels and displacement of each pair at each requested gamma.
 
-        All are in the fixed image's own size. A displacement has one component for each axis in a
-        last dimension, in voxels: what is at voxel x was at ``x + u(x)`` in the moving image.
+        All are on the fixed image's grid. A displacement has three components in millimeters, the
+        first towards the left, the second posterior, the third superior, in a last dimension: what
+        is at point p of the fixed image was at ``p + u(p)`` in the moving one. ITK, ANTs and Slicer
+        read it so.
 
         Raises:
             UsageError: If no gamma was requested, or the pairs have no names.
@@ -199,31 +213,27 @@ class Registration(HyperLightningModule):
                 volumes += self._volumes(pair, primary, stem)
         return volumes
 
-    def _volumes(self, pair: Pair, primary: PrimaryAtGamma, stem: str) -> list[Volume]:
-        displacement = self.deformed(pair, primary).displacement
-        images = {"image": warp(pair["moving"].to(displacement.dtype), displacement)[0, 0]}
-        if "moving_labels" in pair:
-            labels = pair["moving_labels"]
-            found = warp(labels.to(displacement.dtype), displacement, "nearest")
+    def _volumes(self, batch: Pair, primary: PrimaryAtGamma, stem: str) -> list[Volume]:
+        (pair,) = own_pairs(batch, self.flow(batch, primary))
+        displacement = self.deformation(pair.flow).displacement
+        images = {"image": warp(pair.moving, displacement, offset=pair.offset)[0, 0]}
+        if pair.moving_labels is not None:
+            labels = pair.moving_labels
+            found = warp(labels.to(displacement.dtype), displacement, "nearest", pair.offset)
             images["labels"] = found[0, 0].to(labels.dtype)
-        padded, axes = displacement.shape[2:], displacement.ndim - 2
-        size = pair.get("size")
-        moving_size = pair.get("moving_size", size)
-        box, moving_box = (
-            in_the_middle(padded, None if own is None else own[0]) for own in (size, moving_size)
+        affine = _affine(batch, "affine")
+        volumes = [Volume(f"{stem}_{kind}", v.cpu(), affine) for kind, v in images.items()]
+        field = physical_displacement(
+            displacement[0].cpu(), pair.offset, affine, _affine(batch, "moving_affine", affine)
         )
-        # Both images are padded, and a file counts the voxels of each without its margin.
-        shift = [own.start - moving.start for own, moving in zip(box, moving_box, strict=True)]
-        images["displacement"] = displacement[0].movedim(0, -1) + displacement.new_tensor(shift)
-        where = torch.as_tensor(pair["affine"][0]) if "affine" in pair else torch.eye(4)
-        return [
-            Volume(f"{stem}_{name}", image[box].cpu(), where.cpu(), is_vector=image.ndim > axes)
-            for name, image in images.items()
-        ]
+        return [*volumes, Volume(f"{stem}_displacement", field, affine, is_vector=True)]
 
     @override
     def plot_examples(self, batch: Pair, gammas: Float[Tensor, "n D"]) -> dict[str, Figure]:
-        """The first pair of a batch, warped at each gamma: image, flow as a grid, difference."""
+        """The first pair of a batch, warped at each gamma: image, flow as a grid, difference.
+
+        As it stands in the batch, with its padding.
+        """
         pair: Any = {key: _one(values, 0) for key, values in batch.items()}
         primaries = [self.model.at(gamma, check=False) for gamma in gammas.split(1)]
         displacements = [self.deformed(pair, primary).displacement for primary in primaries]
@@ -235,9 +245,17 @@ class Registration(HyperLightningModule):
             torch.cat(images)[:, 0].cpu(),
             torch.cat(displacements).cpu(),
             gammas[:, 0].tolist(),
-            torch.as_tensor(pair["affine"][0]).cpu() if "affine" in pair else None,
+            _affine(pair, "affine") if "affine" in pair else None,
         )
         return {"registration": figure}
+
+
+def _affine(batch: Pair, key: str, default: Tensor | None = None) -> Float[Tensor, "4 4"]:
+    """That of the first image of a batch."""
+    fields: Mapping[str, Any] = batch
+    if key in fields:
+        return torch.as_tensor(fields[key][0]).cpu()
+    return torch.eye(4) if default is None else default
 
 
 def _one(values: Any, index: int) -> Any:

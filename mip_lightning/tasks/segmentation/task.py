@@ -19,7 +19,7 @@ from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior, Uniform, format_gamma
 from mip_lightning.tasks._dice import NUM_LABELS, LabelDice
 from mip_lightning.tasks._label_range import LabelRange
-from mip_lightning.tasks._volumes import clear_padding, in_the_middle
+from mip_lightning.tasks._volumes import clear_padding, own_boxes
 from mip_lightning.tasks.segmentation.figure import plot_segmentation
 from mip_lightning.tasks.segmentation.losses import CrossEntropyThenSoftDice
 from mip_lightning.utilities.precision import at_least_float32
@@ -36,15 +36,14 @@ class LabelledImages(TypedDict):
         labels: Integer labels, 0 the background, shape ``(B, 1, *S)``.
         name: Name of each image, for files.
         affine: From voxels to millimeters, shape ``(B, 4, 4)``, for files.
-        size: Size of the image, in the middle of S, shape ``(B, D)``, for metrics and files; by
-            default S.
+        size: Size of the image, in the middle of S, shape ``(B, D)``; by default S.
     """
 
     image: Tensor
     labels: Tensor
     name: NotRequired[list[str]]
     affine: NotRequired[Tensor | np.ndarray]
-    size: NotRequired[Tensor]
+    size: NotRequired[Tensor | np.ndarray]
 
 
 class Segmentation(HyperLightningModule):
@@ -92,7 +91,7 @@ class Segmentation(HyperLightningModule):
 
     @override
     def loss(self, batch: LabelledImages, primary: PrimaryAtGamma) -> StepOutput:
-        """The objective, over all voxels; labels for the metrics without the padding.
+        """The objective, over each image's own voxels; where sizes differ, its mean over images.
 
         Raises:
             UsageError: If the primary's output has another size than the image or too few or many
@@ -102,7 +101,16 @@ class Segmentation(HyperLightningModule):
         labels = batch["labels"]
         logits = self._logits(batch, primary)
         self._label_range.check(labels, logits.shape[1])
-        loss = self.objective(logits, labels)
+        boxes = own_boxes(labels, batch)
+        if boxes is None:
+            loss = self.objective(logits, labels)
+        else:
+            loss = torch.stack(
+                [
+                    self.objective(logits[i : i + 1, :, *box], labels[i : i + 1, :, *box])
+                    for i, box in enumerate(boxes)
+                ]
+            ).mean()
         return StepOutput(loss, _labels_of(logits, batch), clear_padding(labels, batch))
 
     @override
@@ -155,11 +163,11 @@ class Segmentation(HyperLightningModule):
         volumes = []
         for index, name in enumerate(self.sample_names(batch)):
             one = _one(batch, index)
-            image = one["image"]
-            box = in_the_middle(image.shape[2:], one["size"][0] if "size" in one else None)
+            boxes = own_boxes(one["image"], one)
             affine = torch.as_tensor(one["affine"][0]).cpu() if "affine" in one else torch.eye(4)
             for primary in self.predict_primaries(self.required_gamma.of_sample(name)):
-                found = self._labels_at(one, primary)[box].cpu()
+                found = self._labels_at(one, primary).cpu()
+                found = found[boxes[0]] if boxes else found
                 stem = f"{name}/gamma_{format_gamma(primary.gamma[0])}"
                 volumes.append(Volume(f"{stem}_labels", found, affine))
         return volumes
