@@ -15,6 +15,7 @@ from mip_lightning.callbacks import (
     NiftiWriter,
     RunProgressBar,
 )
+from mip_lightning.cli._start_checks import StartChecks
 from mip_lightning.utilities.files import first_free
 
 
@@ -40,10 +41,15 @@ def default_callbacks(
         callbacks.append(HyperModelSummary())
     if lacks(ProgressBar) and trainer.enable_progress_bar is not False:
         callbacks.append(RunProgressBar())
-    saves = trainer.enable_checkpointing is not False and not trainer.fast_dev_run
-    if subcommand == "fit" and saves and lacks(ModelCheckpoint):
-        validated = trainer.limit_val_batches != 0  # else there is no best
-        callbacks += [*([options.checkpoint] if validated else []), LastCheckpoint()]
+    if subcommand == "fit":
+        callbacks.append(StartChecks())
+        if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
+            own = [callback for callback in chosen if isinstance(callback, ModelCheckpoint)]
+            has_best = any(callback.monitor for callback in own)
+            if not has_best and trainer.limit_val_batches != 0:  # else there is no best
+                callbacks.append(options.checkpoint)
+            if not any(c.save_last or isinstance(c, LastCheckpoint) for c in own):
+                callbacks.append(LastCheckpoint())
     if subcommand == "predict":
         volumes = options.model.predicts_volumes
         callbacks.append(NiftiWriter() if volumes else options.predictions)

@@ -1,15 +1,19 @@
 """What the command line says of a wrong value: one line, and the way out."""
 
 import difflib
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 # To import them is also what lets a configuration name their classes by short names.
 from typing_extensions import override
 
 from mip_lightning import callbacks, data, networks, priors, tasks
+from mip_lightning.cli._place import place_of
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks import encodings
 
@@ -26,6 +30,12 @@ UNKNOWN_CLASS = "Expected a dot import path string:"
 """How the parser says that a class is not known."""
 
 
+LINKED = "argument <lambda>(model) --> "
+"""How the parser begins when it is given what the model decides."""
+
+SCALARS = ("int", "float", "bool", "str")
+
+
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong with the arguments in one line."""
 
@@ -33,14 +43,19 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if ex is not None and (usage := usage_error(ex)):
             message = str(usage)
-        self.exit(2, f"mip-lightning: error: {one_line(message)}\n")
+        self.exit(2, f"mip-lightning: error: {one_line(message, sys.argv[1:])}\n")
 
 
 def usage_error(error: BaseException | None) -> UsageError | None:
-    """The usage error behind an error, which the parser may have wrapped."""
+    """The usage error behind an error, which the parser or Lightning may have wrapped.
+
+    What Lightning calls a misconfiguration is one, and so is a package that is not installed.
+    """
     for cause in _causes(error):
         if isinstance(cause, UsageError):
             return cause
+        if isinstance(cause, (MisconfigurationException, ModuleNotFoundError)):
+            return UsageError(str(cause))
     return None
 
 
@@ -50,8 +65,21 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def one_line(message: str) -> str:
-    """What a message of the parser tells a user, in one line."""
+def one_line(message: str, args: Sequence[str] = ()) -> str:
+    """What a message of the parser tells a user, in one line.
+
+    Args:
+        message: The message.
+        args: The arguments of the command line, in which the place of a wrong value is found.
+    """
+    if message.startswith(LINKED):
+        option = message.removeprefix(LINKED).split(":")[0]
+        return (
+            f"{option} is the task's own, its class attribute: to choose by another metric, add"
+            " the callback ModelCheckpoint"
+        )
+    value = _value_in(message)
+    is_scalar = any(f"Expected a <class '{kind}'>" in message for kind in SCALARS)
     kept = []
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
@@ -60,10 +88,22 @@ def one_line(message: str) -> str:
         if text.startswith("the following arguments are required"):
             text += ": give them, or a file that names them by --config"
         if text.startswith(UNKNOWN_CLASS):
-            text = _unknown_class(text.removeprefix(UNKNOWN_CLASS).strip())
+            text = "" if is_scalar else _unknown_class(text.removeprefix(UNKNOWN_CLASS).strip())
         if text and not text.startswith(NOISE):
             kept.append(text)
-    return " ".join(kept)
+    text = " ".join(kept)
+    if is_scalar and value is not None and "Got value" not in text:
+        text += f". Got value: {value}"
+    if match := re.match(r'Parser key "([^"]+)":', text):
+        return f"{place_of(match[1], value, args)}:{text[match.end() :]}"
+    if match := re.match(r"Option '([^']+)' is not accepted", text):
+        return f"there is no option {place_of(match[1], None, args)}"
+    return text
+
+
+def _value_in(message: str) -> str | None:
+    found = re.search(r"(?:Got value|Given value|Expected a dot import path string): (.*)", message)
+    return found[1].strip() if found else None
 
 
 def _unknown_class(name: str) -> str:

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import first_free, numbered, replacing
 
-ROOT = Path("runs")
+RUNS = "runs"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 
@@ -67,18 +67,18 @@ class RunDirectory(NamedTuple):
         return self.checkpoints / LAST
 
 
-def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) -> RunDirectory:
+def claim(subcommand: str, runs: Path, run_dir: str | None, origin: Path | None) -> RunDirectory:
     """Make the folder in which a command keeps its files; one process does, for all ranks.
 
-    ``fit`` takes ``runs/<name>/version_<n>`` with the first free n, or under SLURM
-    ``runs/<name>/job_<id>``, then ``job_<id>_1``, ... A requeued job finds them again, each fit its
-    own, by the command. A ``fit`` that resumes a run takes the run's folder. The other commands
-    take a folder named after them inside the run that wrote the checkpoint (``test``, ``test_1``,
-    ...). A folder that the user names is taken as it is.
+    ``fit`` takes ``version_<n>`` with the first free n, or under SLURM ``job_<id>``, then
+    ``job_<id>_1``, ... A requeued job finds them again, each fit its own, by the command. A ``fit``
+    that resumes a run takes the run's folder. The other commands take a folder named after them
+    inside the run that wrote the checkpoint (``test``, ``test_1``, ...). A folder that the user
+    names is taken as it is.
 
     Args:
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        name: Name of the experiment.
+        runs: The folder of the experiment's runs.
         run_dir: The folder that the user names.
         origin: The run that wrote the checkpoint that is resumed or evaluated.
 
@@ -93,11 +93,11 @@ def claim(subcommand: str, name: str, run_dir: str | None, origin: Path | None) 
     elif origin is not None:
         claimed = RunDirectory(_make_first_free(origin / subcommand))
     elif job is not None:
-        folder = _make_first_free(ROOT / name / f"job_{job.id}", is_own=job.began)
+        folder = _make_first_free(runs / f"job_{job.id}", is_own=job.began)
         job.sign(folder)
         claimed = RunDirectory(folder, _last(folder))
     else:
-        claimed = RunDirectory(_make_first_free(ROOT / name / "version", start=0))
+        claimed = RunDirectory(_make_first_free(runs / "version", start=0))
     os.environ[INHERITED] = str(claimed.folder)
     return claimed
 
@@ -108,7 +108,7 @@ def is_inherited() -> bool:
 
 
 def claim_for_all_ranks(
-    trainer: Trainer, subcommand: str, name: str, run_dir: str | None, origin: Path | None
+    trainer: Trainer, subcommand: str, runs: Path, run_dir: str | None, origin: Path | None
 ) -> RunDirectory:
     """Let one rank claim the run's folder, and tell all others.
 
@@ -117,14 +117,14 @@ def claim_for_all_ranks(
     Args:
         trainer: The trainer, which knows the ranks.
         subcommand: As in ``claim``.
-        name: As in ``claim``.
+        runs: As in ``claim``.
         run_dir: As in ``claim``.
         origin: As in ``claim``.
 
     Raises:
         UsageError: On all ranks, if the folder holds another run.
     """
-    about = (subcommand, name, run_dir, origin)
+    about = (subcommand, runs, run_dir, origin)
     strategy = trainer.strategy
     if (
         trainer.world_size == 1

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, instantiate_class
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 # A configuration names classes by short names (``class_path: LeNet``) once they are imported.
@@ -34,16 +36,19 @@ from mip_lightning.callbacks import (
 from mip_lightning.cli._checkpoint_argument import check_checkpoint, config_of_checkpoint
 from mip_lightning.cli._default_callbacks import default_callbacks, default_loggers
 from mip_lightning.cli._parser import OneLineParser, one_line, usage_error
+from mip_lightning.cli._place import check_config_files
 from mip_lightning.cli._run_directory import (
+    RUNS,
     claim_for_all_ranks,
     is_inherited,
     release,
     run_of_checkpoint,
 )
 from mip_lightning.cli._save_run_config import SaveRunConfig
+from mip_lightning.cli._schedule import ScheduleConfig, make_optimizer
+from mip_lightning.cli._start_checks import check_checkpoints
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.errors import UsageError
-from mip_lightning.optim.optimizers import FACTORED
 from mip_lightning.trainer.trainer import HyperTrainer
 
 BEST = "best"
@@ -54,8 +59,6 @@ files."""
 NEEDS_CHECKPOINT = ("validate", "test", "predict", "export", "select-gamma")
 
 EXPECTED_WARNINGS = (
-    # The module's own Adam is there to be replaced by the optimizer that is named.
-    r".*configure_optimizers` will be overridden by",
     # Evaluation saves no checkpoints, so it needs no checkpoint callback.
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # A run that is resumed in its own folder finds its checkpoints there.
@@ -75,6 +78,7 @@ class MipLightningCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None) -> None:
         given = sys.argv[1:] if args is None else list(args)
+        check_config_files(given)
         self._goes_on_from: Path | None = None
         super().__init__(
             HyperLightningModule,
@@ -85,6 +89,7 @@ class MipLightningCLI(LightningCLI):
             seed_everything_default=0,
             parser_kwargs=_parser_kwargs(given),
             parser_class=OneLineParser,
+            auto_configure_optimizers=False,  # the model's own method makes what is named
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=None if args is None else given,
@@ -102,7 +107,7 @@ class MipLightningCLI(LightningCLI):
             "--run_name",
             type=str,
             default="default",
-            help="The run goes to runs/RUN_NAME/version_N.",
+            help="The run goes to runs/RUN_NAME/version_N in trainer.default_root_dir.",
         )
         parser.add_argument(
             "--run_dir",
@@ -125,6 +130,9 @@ class MipLightningCLI(LightningCLI):
             "model", "checkpoint.mode", lambda model: model.mode, apply_on="instantiate"
         )
         parser.add_class_arguments(PredictionWriter, "predictions")
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args((LRScheduler, ReduceLROnPlateau))
+        parser.add_class_arguments(ScheduleConfig, "schedule")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -164,9 +172,10 @@ class MipLightningCLI(LightningCLI):
         options = self.config_init[self.subcommand]
         if options.get("optimizer"):
             self.model.optimizer_factory = partial(
-                _make_optimizer,
+                make_optimizer,
                 optimizer_init=options.optimizer.as_dict(),
                 scheduler_init=options.lr_scheduler.as_dict() if options.lr_scheduler else None,
+                schedule=options.schedule,
             )
 
     @override
@@ -187,13 +196,21 @@ class MipLightningCLI(LightningCLI):
         own_loggers = given.logger in (None, True) and not trial
         if own_loggers:
             kwargs["logger"] = False  # until the folder is known
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        check_checkpoints(callbacks)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except ValueError as error:  # of the trainer alone: its parts are made already
+            raise UsageError(f"trainer: {error}") from error
         if trial:
             return trainer
         assert isinstance(trainer, HyperTrainer)
         origin = run_of_checkpoint(options.ckpt_path) if options.ckpt_path else None
         run = claim_for_all_ranks(
-            trainer, str(self.subcommand), options.run_name, options.run_dir, origin
+            trainer,
+            str(self.subcommand),
+            Path(given.default_root_dir or "") / RUNS / options.run_name,
+            options.run_dir,
+            origin,
         )
         trainer.run_dir = run.folder
         self._goes_on_from = run.checkpoint
@@ -243,7 +260,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's own answer to it
             sys.exit(128 + signal.SIGINT)
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         usage = usage_error(error)
         if usage is None:
             raise
@@ -273,20 +290,3 @@ def _parser_kwargs(args: Sequence[str]) -> dict[str, Any]:
     if subcommand is not None and config is not None:
         kwargs[subcommand] = {"default_config_files": [str(config)]}
     return kwargs
-
-
-def _make_optimizer(
-    model: HyperLightningModule,
-    optimizer_init: dict[str, Any],
-    scheduler_init: dict[str, Any] | None,
-) -> OptimizerLRScheduler:
-    """The named optimizer of the model's parameter groups; factored if there is such a one."""
-    optimizer = instantiate_class(model.parameter_groups(), optimizer_init)
-    factored = FACTORED.get(type(optimizer))
-    if factored is not None:
-        optimizer = factored(model.parameter_groups(), **optimizer_init.get("init_args", {}))
-    scheduler = instantiate_class(optimizer, scheduler_init) if scheduler_init else None
-    configured: OptimizerLRScheduler = LightningCLI.configure_optimizers(
-        model, optimizer, scheduler
-    )
-    return configured

@@ -302,6 +302,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.optimizer_factory is not None:
+            return self.optimizer_factory(self)
         return FactoredAdam(self.parameter_groups(), lr=3e-4)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
