@@ -19,13 +19,18 @@ from mip_lightning.utilities.files import replacing
 
 SUFFIXES = (".csv", ".pt")
 
+CLASSES = ("label", "predicted")
+"""Columns that hold numbers of classes."""
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the predictions of all batches and ranks, in the order of the data.
 
     A task's ``predict_step`` returns a mapping of names to tensors whose first dimension is the
     sample. A ``.csv`` file has a row for each sample and a column for each number (``name``, or
-    ``name_0``, ``name_1``, ... where a sample has several); a ``.pt`` file holds the mapping.
+    ``name_0``, ``name_1``, ... where a sample has several); a ``.pt`` file holds the mapping. A
+    first column ``file`` names each sample where the dataset has ``names``. Where labels have
+    names, ``label_name`` and ``predicted_name`` stand beside ``label`` and ``predicted``.
 
     Args:
         path: The file, relative to the run's folder unless absolute.
@@ -70,19 +75,24 @@ class PredictionWriter(BasePredictionWriter):
         num_samples = len(next(iter(columns.values()), ()))
         (indices_of_batches,) = batch_indices  # one data loader
         indices = torch.tensor([i for batch in indices_of_batches for i in batch])
-        if len(indices) != num_samples:  # a stream of samples has no indices: keep its order
+        is_stream = len(indices) != num_samples
+        if is_stream:  # its samples have no indices: keep their order
             indices = torch.arange(num_samples)
         parts: list[Any] = [(indices, columns)]
+        names = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "names", None)
         if trainer.world_size > 1:
             parts *= trainer.world_size
             torch.distributed.all_gather_object(parts, (indices, columns))
         if not writes_files(trainer):
             return
         parts = [part for part in parts if part[1]]
-        order = torch.cat([indices for indices, _ in parts]).argsort()
-        merged = {
+        places, order = torch.cat([indices for indices, _ in parts]).sort()
+        merged: dict[str, Any] = {
             name: torch.cat([columns[name] for _, columns in parts])[order] for name in parts[0][1]
         }
+        merged |= _names_of_classes(merged, getattr(pl_module, "label_names", {}))
+        if names is not None and not is_stream:
+            merged = {"file": [names[place] for place in places.tolist()], **merged}
         path = self._folder / self.path
         with replacing(path) as unfinished:
             if path.suffix == ".pt":
@@ -92,18 +102,32 @@ class PredictionWriter(BasePredictionWriter):
         rank_zero_info(f"Predictions of {len(order)} samples: {path}")
 
 
-def _write_csv(path: Path, columns: Mapping[str, Tensor]) -> None:
-    flat = {
-        name: tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
-        for name, tensor in columns.items()
+def _names_of_classes(
+    columns: Mapping[str, Tensor], label_names: Mapping[int, str]
+) -> dict[str, list[str]]:
+    """What the numbers of classes stand for, where that is known."""
+    if not label_names:
+        return {}
+    return {
+        f"{name}_name": [label_names.get(label, "") for label in columns[name].tolist()]
+        for name in CLASSES
+        if name in columns and columns[name].ndim == 1
     }
-    header = [
-        name if tensor.shape[1] == 1 else f"{name}_{i}"
-        for name, tensor in flat.items()
-        for i in range(tensor.shape[1])
-    ]
-    with path.open("w", newline="") as file:
+
+
+def _write_csv(path: Path, columns: Mapping[str, Tensor | list[str]]) -> None:
+    header, cells = ["sample"], []
+    for name, values in columns.items():
+        if isinstance(values, list):
+            header.append(name)
+            cells.append([[value] for value in values])
+            continue
+        flat = values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+        count = flat.shape[1]
+        header += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+        cells.append(flat.tolist())
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", *header])
-        rows = zip(*(tensor.tolist() for tensor in flat.values()), strict=True)
+        writer.writerow(header)
+        rows = zip(*cells, strict=True)
         writer.writerows([i, *(v for part in row for v in part)] for i, row in enumerate(rows))

@@ -2,9 +2,8 @@
 
 import difflib
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
@@ -39,11 +38,15 @@ SCALARS = ("int", "float", "bool", "str")
 class OneLineParser(LightningArgumentParser):
     """Says what is wrong with the arguments in one line."""
 
+    given: ClassVar[Sequence[str]] = ()
+    """The arguments of the command that runs. Of the class, for jsonargparse makes parsers within
+    parsers by it, and theirs are the errors."""
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if ex is not None and (usage := usage_error(ex)):
             message = str(usage)
-        self.exit(2, f"mip-lightning: error: {one_line(message, sys.argv[1:])}\n")
+        self.exit(2, f"mip-lightning: error: {one_line(message, self.given)}\n")
 
 
 def usage_error(error: BaseException | None) -> UsageError | None:

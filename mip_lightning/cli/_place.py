@@ -52,7 +52,7 @@ def place_of(key: str, value: str | None, args: Sequence[str]) -> str:
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each option with its value; an option without one has the empty string."""
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in pairwise([*args, ""]):
         if arg.startswith("--"):
             option, equals, value = arg.partition("=")
             yield option, value if equals else following

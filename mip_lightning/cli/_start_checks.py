@@ -2,9 +2,10 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -49,13 +50,23 @@ class StartChecks(Callback):
             )
 
 
-def check_checkpoints(callbacks: list[Callback]) -> None:
-    """Refuse a checkpoint that is chosen by a metric of other weights than it holds.
+def check_callbacks(callbacks: Sequence[Callback], module: LightningModule) -> None:
+    """Refuse callbacks that cannot do their work.
+
+    Args:
+        callbacks: All callbacks of the run.
+        module: The module.
 
     Raises:
-        UsageError: If one is saved between validations and monitors validation.
+        UsageError: If a checkpoint is chosen by a metric of other weights than it holds, or a
+            learning rate is sought that the module does not have.
     """
     for callback in callbacks:
+        if isinstance(callback, LearningRateFinder) and not hasattr(module, "lr"):
+            raise UsageError(
+                f"{type(callback).__name__} sets an attribute lr of {type(module).__name__}, which"
+                " has none: an optimizer that is named takes --optimizer.lr"
+            )
         if not isinstance(callback, ModelCheckpoint) or not callback.monitor:
             continue
         # Lightning keeps both as the user gave them, but under private names.

@@ -46,7 +46,7 @@ from mip_lightning.cli._run_directory import (
 )
 from mip_lightning.cli._save_run_config import SaveRunConfig
 from mip_lightning.cli._schedule import ScheduleConfig, make_optimizer
-from mip_lightning.cli._start_checks import check_checkpoints
+from mip_lightning.cli._start_checks import check_callbacks
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.errors import UsageError
 from mip_lightning.trainer.trainer import HyperTrainer
@@ -79,6 +79,7 @@ class MipLightningCLI(LightningCLI):
     def __init__(self, args: Sequence[str] | None) -> None:
         given = sys.argv[1:] if args is None else list(args)
         check_config_files(given)
+        OneLineParser.given = given
         self._goes_on_from: Path | None = None
         super().__init__(
             HyperLightningModule,
@@ -196,7 +197,7 @@ class MipLightningCLI(LightningCLI):
         own_loggers = given.logger in (None, True) and not trial
         if own_loggers:
             kwargs["logger"] = False  # until the folder is known
-        check_checkpoints(callbacks)
+        check_callbacks(callbacks, options.model)
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except ValueError as error:  # of the trainer alone: its parts are made already

@@ -16,6 +16,26 @@ DrawsPerBatch: TypeAlias = int | Literal["one_per_sample"]
 """K, or one gamma a sample (K = B)."""
 
 
+def check_counts(
+    draws_per_batch: DrawsPerBatch, validation_grid_size: int, test_grid_size: int
+) -> None:
+    """Refuse numbers of gamma below 1.
+
+    Raises:
+        UsageError: If one is.
+    """
+    if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
+        raise UsageError(
+            f"draws_per_batch={draws_per_batch}: sample 1 or more, or 'one_per_sample'"
+        )
+    for name, size in (
+        ("validation_grid_size", validation_grid_size),
+        ("test_grid_size", test_grid_size),
+    ):
+        if size < 1:
+            raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
+
+
 def batch_size(batch: Any) -> int:
     """Number of samples: the length of the first tensor in a batch.
 

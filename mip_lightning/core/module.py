@@ -19,7 +19,7 @@ from mip_lightning.core._evaluated_samples import EvaluatedSamples
 from mip_lightning.core._given_hyperparameters import save_plain_hyperparameters
 from mip_lightning.core._own_work import OwnWork, check_own_work
 from mip_lightning.core._primary_cache import PrimaryCache
-from mip_lightning.core.batches import DrawsPerBatch, batch_size
+from mip_lightning.core.batches import DrawsPerBatch, batch_size, check_counts
 from mip_lightning.core.evaluation import Evaluation, Stage
 from mip_lightning.core.outputs import StepOutput, TrainingBatch
 from mip_lightning.core.parameter_groups import (
@@ -113,16 +113,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         frame = inspect.currentframe()
         assert frame is not None  # CPython has frames
         save_plain_hyperparameters(self, frame)
-        if draws_per_batch != "one_per_sample" and draws_per_batch < 1:
-            raise UsageError(
-                f"draws_per_batch={draws_per_batch}: sample 1 or more, or 'one_per_sample'"
-            )
-        for name, size in (
-            ("validation_grid_size", validation_grid_size),
-            ("test_grid_size", test_grid_size),
-        ):
-            if size < 1:
-                raise UsageError(f"{name}={size}: sweep over 1 gamma or more")
+        check_counts(draws_per_batch, validation_grid_size, test_grid_size)
         self.group_options = group_options or {}
         check_groups(self.group_options)
         self.theta_decay = theta.weight_decay
@@ -133,6 +124,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         self.requested: RequestedGamma | None = None
         self.predict_primaries = PrimaryCache(self.model)
         self._grid_sizes: dict[Stage, int] = {"val": validation_grid_size, "test": test_grid_size}
+        self._chosen_grids: dict[Stage, Tensor | None] = {}
         self._evaluations: dict[Stage, Evaluation] = {}
         self._evaluated = EvaluatedSamples()
         self.latest: TrainingBatch | None = None
@@ -285,15 +277,21 @@ class HyperLightningModule(CheckpointedModule, ABC):
             UsageError: If a metric has an impossible name.
         """
         if stage not in self._evaluations:
+            grid = self._chosen_grids.get(stage)
             self._evaluations[stage] = Evaluation(
                 stage,
                 self.model,
-                self.model.prior.grid(self._grid_sizes[stage]),
+                self.model.prior.grid(self._grid_sizes[stage]) if grid is None else grid,
                 self.configure_metrics(),
                 self.configure_extra_metrics(stage),
                 self.references,
             )
         return self._evaluations[stage]
+
+    def evaluate_at(self, stage: Stage, gammas: Float[Tensor, "n D"] | None) -> None:
+        """Let a stage measure at some gamma; ``None`` for the prior's grid, as by default."""
+        self._evaluations.pop(stage, None)
+        self._chosen_grids[stage] = gammas
 
     @override
     def configure_callbacks(self) -> list[Callback]:

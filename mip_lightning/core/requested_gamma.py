@@ -106,8 +106,8 @@ def _names_a_file(request: GammaRequest) -> TypeGuard[str]:
 
 def _read(path: Path) -> tuple[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"gamma={str(path)!r} cannot be read ({error})") from error
     if not isinstance(content, Mapping) or not {"by", "gamma"} <= content.keys():
         raise UsageError(

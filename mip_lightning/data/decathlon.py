@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from typing_extensions import override
 
 from mip_lightning.data._hidden_files import is_hidden, visible
@@ -95,8 +97,8 @@ class Decathlon(SubjectSource):
 
     def _listing(self, path: Path) -> dict[str, Any]:
         try:
-            listing: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            listing: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UsageError(
                 f"data_dir={str(self.data_dir)!r}: {path} cannot be read ({error}); give the folder"
                 f" that holds {self.task}, or an empty or new one to download it to"
@@ -127,10 +129,15 @@ def _is_listing(listing: Any) -> bool:
 
 
 def _scaled(subject: Subject) -> Subject:
-    """Scale intensities to [0, 1] by their percentiles; values beyond are clipped."""
-    from monai.transforms import ScaleIntensityRangePercentiles
-    from monai.utils import convert_to_tensor
+    """Scale intensities to [0, 1] by their percentiles; values beyond are clipped.
 
-    scale = ScaleIntensityRangePercentiles(*PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
-    image = convert_to_tensor(scale(subject.image), track_meta=False)  # no MetaTensor
+    Where most voxels have one value, so that both percentiles are it, by the smallest and the
+    largest intensity: MONAI's transform then leaves them as they are. An image of one value is 0.
+    """
+    values = subject.image.double().numpy()
+    low, high = np.percentile(values, PERCENTILES)
+    if not high > low:
+        low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    image = torch.from_numpy(scaled.clip(0.0, 1.0).astype(np.float32))
     return dataclasses.replace(subject, image=image)

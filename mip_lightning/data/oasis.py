@@ -69,7 +69,7 @@ class OASIS2D(SubjectSource):
             return {}
         names: dict[int, str] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read ({error})") from error
         for number, line in enumerate(lines, start=1):

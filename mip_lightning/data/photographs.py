@@ -38,13 +38,14 @@ class LabelledFiles:
 
 
 class _Photographs(Dataset[Sample]):
-    """Images in memory, as bytes, each changed whenever it is taken."""
+    """Images in memory, as bytes, each changed whenever it is taken; ``names`` are their files."""
 
     def __init__(
-        self, images: Sequence[Tensor], labels: Sequence[int], change: v2.Transform
+        self, images: Sequence[Tensor], files: LabelledFiles, change: v2.Transform
     ) -> None:
+        self.names = [str(path) for path in files.paths]
         self._images = images
-        self._labels = labels
+        self._labels = files.labels
         self._change = change
 
     def __len__(self) -> int:
@@ -158,7 +159,7 @@ class Photographs(InMemorySplits):
             transient=True,
             disable=not self._shows_progress,
         )
-        return _Photographs([keep(read_image(path)) for path in paths], files.labels, change)
+        return _Photographs([keep(read_image(path)) for path in paths], files, change)
 
     @property
     def _shows_progress(self) -> bool:

@@ -117,18 +117,21 @@ def read_subject(
             f"{labels_path} has another affine than its image {image_path.name}: their voxels are"
             " not at the same place; resample the labels"
         )
-    wrong = (labels < 0) | (labels > MAX_LABEL) | (labels != np.round(labels))
+    whole = np.round(labels)
+    # A label that is stored as a multiple of the header's slope, a float32, comes out rounded.
+    rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(labels), 1.0)
+    wrong = (whole < 0) | (whole > MAX_LABEL) | ~(np.abs(labels - whole) <= rounding)
     if wrong.any():
         raise UsageError(
-            f"{labels_path} holds the value {labels[wrong][0]:g}: labels are whole numbers from 0"
-            f" to {MAX_LABEL}"
+            f"{labels_path} holds the value {float(labels[wrong][0])!r}: labels are whole numbers"
+            f" from 0 to {MAX_LABEL}"
         )
     return Subject(
         name,
         person,
         position,
         torch.from_numpy(image.astype(np.float32)).unsqueeze(0),
-        torch.from_numpy(labels.astype(np.uint8)).unsqueeze(0),
+        torch.from_numpy(whole.astype(np.uint8)).unsqueeze(0),
         torch.from_numpy(np.asarray(affine, dtype=np.float32)),
     )
 

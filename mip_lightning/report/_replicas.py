@@ -212,7 +212,7 @@ def _read(folder: Path, kind: str) -> Run:
 
 def _load(path: Path) -> Config:
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8-sig") as file:
             config = yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error

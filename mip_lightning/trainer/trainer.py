@@ -1,6 +1,6 @@
 """HyperTrainer: Lightning's Trainer with the commands that only hypernetworks have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,44 @@ class HyperTrainer(Trainer):
     @override
     def default_root_dir(self) -> str:
         return super().default_root_dir if self.run_dir is None else str(self.run_dir)
+
+    @override
+    def test(  # type: ignore[override]  # Lightning's, with gamma
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+        gamma: GammaRequest | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Measure on the test data, over the prior's grid or at the gamma that was chosen.
+
+        Args:
+            model: The module.
+            dataloaders: What to test on, instead of a datamodule.
+            ckpt_path: The checkpoint.
+            verbose: Whether to print the results.
+            datamodule: What to test on.
+            weights_only: Whether the checkpoint may hold plain values only, as it does unless this
+                is ``False``.
+            gamma: Where to measure: a value, a list of values, or the YAML file that
+                ``select-gamma`` wrote; by default the prior's grid.
+
+        Returns:
+            The logged values, one mapping for each data loader.
+
+        Raises:
+            UsageError: If gamma is none of the prior's, or was chosen for each subject: those of
+                the test data are others.
+        """
+        if isinstance(model, HyperLightningModule):
+            requested = None if gamma is None else RequestedGamma(model.model.prior, gamma)
+            model.evaluate_at("test", None if requested is None else requested.shared)
+            if requested is not None:
+                _say_names(requested)
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     @override
     def predict(  # type: ignore[override]  # Lightning's, with gamma

@@ -13,8 +13,8 @@ def test_predictions_are_written_in_the_order_of_the_data(suffix):
     task = bayesian_task()
     writer = PredictionWriter(f"deep/predictions{suffix}")
     trainer(callbacks=[writer], default_root_dir="out").predict(task, image_loader())
-    images = image_loader().dataset.tensors[0]
-    expected = task.predict_step(images, 0)
+    expected = task.predict_step(image_loader().dataset.tensors, 0)
+    assert torch.equal(expected["label"], image_loader().dataset.tensors[1])
     path = Path(f"out/deep/predictions{suffix}")
     if suffix == ".pt":
         written = torch.load(path, weights_only=True)

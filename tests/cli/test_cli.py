@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mip_lightning.cli.main import main
 from mip_lightning.networks import MultilayerPerceptron
+from mip_lightning.optim import FactoredAdam
 from mip_lightning.tasks import BayesianClassification
 
 CONF = ROOT / "tests" / "conf"
@@ -290,14 +292,38 @@ def test_a_trial_run_leaves_nothing_behind(fitted):
     assert list(Path().iterdir()) == []
 
 
-def test_a_users_own_checkpoint_callback_takes_the_place_of_the_default():
+def test_a_users_own_checkpoint_callback_leaves_the_last_checkpoint_and_the_best():
     run(
         "fit", "--config", QUICK, "--run_dir", "mine",
         "--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.filename", "own",
         "--trainer.callbacks.dirpath", "kept",
     )  # fmt: skip
     assert files("kept") == {"own.ckpt"}
-    assert "checkpoints" not in files("mine")
+    assert files("mine/checkpoints") == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_users_own_choice_of_the_best_takes_the_place_of_the_default():
+    run(
+        "fit", "--config", QUICK, "--run_dir", "mine",
+        "--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.filename", "own",
+        "--trainer.callbacks.monitor", "val_loss",
+    )  # fmt: skip
+    assert files("mine/checkpoints") == {"own.ckpt", "last.ckpt"}
+
+
+def test_the_optimizer_that_is_named_is_factored_and_has_the_options_of_each_group(capsys):
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(trainer.optimizers[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mip_lightning.cli.main.StopOnSignal", lambda path: Look())
+        run("fit", "--config", QUICK, "--model.group_options", "{theta0: {lr: 0.5}}")
+    (optimizer,) = seen
+    assert isinstance(optimizer, FactoredAdam)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.5}
 
 
 def test_the_progress_bar_shows_loss_accuracy_and_gamma(capsys, monkeypatch):
@@ -336,7 +362,7 @@ def test_the_version_is_that_of_the_package(capsys):
         (["--model.formulation", "nope"], "'default', 'input', 'output', 'mip'"),
         (["--model.primary", "torch.nn.ReLU"], "primary=ReLU has no parameters to predict"),
         (["--model.draws_per_batch", "7"], "7 draws, which do not divide"),
-        (["--model.nonsense", "1"], "Option 'nonsense' is not accepted"),
+        (["--model.nonsense", "1"], "there is no option --model.nonsense"),
         (["--data", "MNIST"], "data_dir"),
         (["--data", "MNIST", "--data.data_dir", str(CONF)], "no MNIST/raw"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path='nowhere.ckpt': there is no such file"),

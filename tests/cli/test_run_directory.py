@@ -8,7 +8,7 @@ from mip_lightning.cli._run_directory import claim, free_config, latest_config, 
 
 
 def fit(name: str = "a", run_dir: str | None = None, origin: Path | None = None) -> Path:
-    claimed = claim("fit", name, run_dir, origin)
+    claimed = claim("fit", Path("runs", name), run_dir, origin)
     release()
     return claimed.folder
 
@@ -18,8 +18,8 @@ def test_each_fit_takes_the_next_free_version():
 
 
 def test_processes_that_lightning_starts_share_the_folder_of_rank_zero():
-    folder = claim("fit", "a", None, None).folder
-    assert claim("fit", "a", None, None).folder == folder
+    folder = claim("fit", Path("runs/a"), None, None).folder
+    assert claim("fit", Path("runs/a"), None, None).folder == folder
     release()
     assert fit() != folder
 
@@ -51,7 +51,7 @@ def test_a_fit_of_a_requeued_job_goes_on_from_its_own_last_checkpoint(monkeypatc
     last.touch()
     for command, checkpoint in (("--a 1", last), ("--a 2", None)):
         started(monkeypatch, command, 1)
-        assert claim("fit", "a", None, None).checkpoint == checkpoint
+        assert claim("fit", Path("runs/a"), None, None).checkpoint == checkpoint
         release()
 
 

@@ -50,8 +50,15 @@ def test_a_callback_of_the_users_takes_the_place_of_the_default_one():
         "GammaCurve",
         "HyperModelSummary",
         "RunProgressBar",
+        "StartChecks",
         "ModelCheckpoint",
         "LastCheckpoint",
     ]
-    chosen = [GammaCurve(), ModelSummary(), TQDMProgressBar(), ModelCheckpoint()]
-    assert default_callbacks("fit", options, chosen) == []
+    chosen = [GammaCurve(), ModelSummary(), TQDMProgressBar()]
+    own = ModelCheckpoint(monitor="val_loss", save_last=True)
+    assert [type(c).__name__ for c in default_callbacks("fit", options, [*chosen, own])] == [
+        "StartChecks"
+    ]
+    snapshots = ModelCheckpoint(every_n_epochs=10, save_top_k=-1)
+    names = [type(c).__name__ for c in default_callbacks("fit", options, [*chosen, snapshots])]
+    assert names == ["StartChecks", "ModelCheckpoint", "LastCheckpoint"]

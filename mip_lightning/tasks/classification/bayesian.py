@@ -18,7 +18,11 @@ from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.priors import Prior
 from mip_lightning.tasks._label_range import LabelRange
-from mip_lightning.tasks.classification.ensemble import EnsembleMetrics, predictions_at
+from mip_lightning.tasks.classification.ensemble import (
+    EnsembleMetrics,
+    predictions_at,
+    true_classes,
+)
 from mip_lightning.tasks.classification.uncertainty import (
     NegativeLogLikelihood,
     TopLabelCalibrationError,
@@ -114,18 +118,20 @@ class BayesianClassification(HyperLightningModule):
         """Predict by the average over draws, or over the gamma that was asked for.
 
         Args:
-            batch: Images, alone or with labels, which are not used.
+            batch: Images, alone or with labels.
             batch_idx: Index of the batch.
 
         Returns:
-            ``probabilities`` ``(B, C)``, and for each sample the ``predicted`` class, the
-            ``predictive_entropy`` and the ``mutual_information`` (nats).
+            For each sample its ``label``, if the batch has labels, the ``predicted`` class, the
+            ``predictive_entropy`` and the ``mutual_information`` (nats), and ``probabilities``
+            ``(B, C)``.
         """
         images = batch if isinstance(batch, Tensor) else batch[0]
         gammas = self.ensemble_gamma if self.requested is None else self.requested.shared
         log_probabilities = predictions_at(self.predict_primaries(gammas), images)
         average = ensemble(log_probabilities)
         return {
+            **true_classes(batch),
             "predicted": average.argmax(dim=-1),
             "predictive_entropy": entropy(average),
             "mutual_information": mutual_information(log_probabilities),

@@ -71,3 +71,9 @@ def predictions_at(
     """Log-probabilities of a classifier at each of M gamma."""
     logits = torch.stack([primary(images) for primary in primaries])
     return at_least_float32(logits).log_softmax(dim=-1)
+
+
+def true_classes(batch: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+    """The labels of a batch, as a column of predictions; none where it has images alone."""
+    has_labels = not isinstance(batch, Tensor) and len(batch) > 1
+    return {"label": batch[1]} if has_labels else {}

@@ -17,6 +17,7 @@ from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
 from mip_lightning.hypernetworks.theta import ThetaConfig
 from mip_lightning.priors import Prior, Uniform
 from mip_lightning.tasks._label_range import LabelRange
+from mip_lightning.tasks.classification.ensemble import true_classes
 from mip_lightning.utilities.precision import at_least_float32
 
 ImagesAndLabels: TypeAlias = Sequence[Tensor]
@@ -92,11 +93,12 @@ class Classification(HyperLightningModule):
         """Predict at the one gamma that was asked for.
 
         Args:
-            batch: Images, alone or with labels, which are not used.
+            batch: Images, alone or with labels.
             batch_idx: Index of the batch.
 
         Returns:
-            ``predicted`` class ``(B,)`` and ``probabilities`` ``(B, C)``.
+            ``label`` ``(B,)``, if the batch has labels, the ``predicted`` class ``(B,)`` and
+            ``probabilities`` ``(B, C)``.
 
         Raises:
             UsageError: If none was asked for, or several.
@@ -104,4 +106,8 @@ class Classification(HyperLightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         (primary,) = self.predict_primaries(self.required_gamma.single)
         logits = at_least_float32(primary(images))
-        return {"predicted": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}
+        return {
+            **true_classes(batch),
+            "predicted": logits.argmax(dim=-1),
+            "probabilities": logits.softmax(dim=-1),
+        }
