@@ -1,9 +1,12 @@
 """SaveRunConfig: the parsed configuration, in the run's folder."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
@@ -13,7 +16,10 @@ from mip_lightning.errors import UsageError
 from mip_lightning.utilities.files import replacing
 
 UNWRITTEN = "Unable to serialize instance"
-"""What the parser writes in place of a value that it cannot write, as a ``torch.device``."""
+"""What the parser writes in place of a value that it cannot write, as some object."""
+
+# Lightning's StochasticWeightAveraging has one by default.
+register_type(torch.device, str, torch.device)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -56,7 +62,9 @@ class SaveRunConfig(SaveConfigCallback):
         """
         config = self.config.clone()
         config.run_dir = None  # names this run, not one that starts from its configuration
-        content = _serializable(yaml.safe_load(self.parser.dump(config, skip_none=False)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", rf"\s*{UNWRITTEN}")  # such values are left out
+            content = _serializable(yaml.safe_load(self.parser.dump(config, skip_none=False)))
         text = yaml.safe_dump(content, sort_keys=False)
         path = free_config(Path(trainer.default_root_dir))
         if stage == "fit":

@@ -67,6 +67,8 @@ EXPECTED_WARNINGS = (
     r"The dirpath has changed from",
     # The samples that ranks repeat in evaluation are left out (core/_evaluated_samples.py).
     r"Using `DistributedSampler` with the dataloaders. During",
+    # `main(args)` takes its arguments only, whatever the process, a notebook's, was called with.
+    r"LightningCLI's args parameter is intended to run from within Python",
     # Lightning 2.6 calls what torch 2.15 deprecates.
     r".*isinstance\(treespec, LeafSpec\)",
 )
@@ -200,7 +202,10 @@ class MipLightningCLI(LightningCLI):
         check_callbacks(callbacks, options.model)
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # of the trainer alone: its parts are made already
+        except (
+            ValueError,
+            ModuleNotFoundError,
+        ) as error:  # of the trainer alone: its parts are made already
             raise UsageError(f"trainer: {error}") from error
         if trial:
             return trainer
