@@ -93,10 +93,13 @@ def _number_of_moves(model: HyperLightningModule, interval: str, frequency: int)
     """How often the schedule moves on in the whole run; infinity where the end is not known."""
     trainer = model.trainer
     steps = trainer.estimated_stepping_batches
-    if interval == "step" or not math.isfinite(steps):
-        return steps // frequency if math.isfinite(steps) else math.inf
-    in_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return math.ceil(steps / max(in_epoch, 1)) // frequency
+    if not math.isfinite(steps):
+        return math.inf
+    in_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+    if interval == "epoch":
+        return math.ceil(steps / in_epoch) // frequency
+    epochs, rest = divmod(steps, in_epoch)  # Lightning counts from the start of each epoch
+    return epochs * (in_epoch // frequency) + rest // frequency
 
 
 def _check_length(name: str, scheduler: LRScheduler, moves: float, interval: str) -> None:

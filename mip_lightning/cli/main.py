@@ -202,10 +202,8 @@ class MipLightningCLI(LightningCLI):
         check_callbacks(callbacks, options.model)
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (
-            ValueError,
-            ModuleNotFoundError,
-        ) as error:  # of the trainer alone: its parts are made already
+        except (ValueError, ModuleNotFoundError) as error:
+            # Of the trainer alone, for its parts are made already.
             raise UsageError(f"trainer: {error}") from error
         if trial:
             return trainer
