@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 from typing_extensions import override
 
 from mip_lightning.callbacks._files import StepTable, writes_files
@@ -47,7 +48,20 @@ class Distributions(HyperCallback):
         self.num_gammas = num_gammas
         super().__init__()
         self._batch: Any = None
+        self._ordinary: nn.Module | None = None
         self._table: StepTable | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Learn the run's folder, and keep the ordinary network.
+
+        Raises:
+            UsageError: If the module is not a HyperLightningModule.
+        """
+        super().setup(trainer, pl_module, stage)
+        # Before a checkpoint is loaded, and once: a second fit begins with trained weights.
+        if stage == "fit" and self._ordinary is None and writes_files(trainer):
+            self._ordinary = hyper_module(pl_module).model.original_primary()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,9 +93,10 @@ class Distributions(HyperCallback):
 
     def _record(self, trainer: Trainer, pl_module: LightningModule, when: str) -> Path:
         assert self._table is not None
+        assert self._ordinary is not None
         module = hyper_module(pl_module)
         grid = module.model.prior.grid(self.num_gammas)
-        samples = collect(module, self._batch, grid)
+        samples = collect(module, self._ordinary, self._batch, grid)
         densities = {panel: estimate(of_panel) for panel, of_panel in samples.items()}
         names = module.model.prior.names
         self._table.append(

@@ -48,21 +48,22 @@ Curves: TypeAlias = dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def collect(
-    module: HyperLightningModule, batch: Any, grid: Float[Tensor, "n D"]
+    module: HyperLightningModule, ordinary: nn.Module, batch: Any, grid: Float[Tensor, "n D"]
 ) -> dict[Panel, dict[int, np.ndarray]]:
     """Weights and activations at each gamma (by index) and of the ordinary network (by -1).
 
     Args:
         module: The module; its modes and buffers stay as they are.
+        ordinary: The ordinary network, from ``original_primary`` before training.
         batch: What the activations are those of.
         grid: The gammas.
     """
     with torch.no_grad(), eval_mode(module):
-        return _collect(module, batch, grid)
+        return _collect(module, ordinary.to(next(module.parameters())).eval(), batch, grid)
 
 
 def _collect(
-    module: HyperLightningModule, batch: Any, grid: Float[Tensor, "n D"]
+    module: HyperLightningModule, ordinary: nn.Module, batch: Any, grid: Float[Tensor, "n D"]
 ) -> dict[Panel, dict[int, np.ndarray]]:
     model = module.model
     matrices = {n: s for n, s in model.layout.shapes.items() if len(s) > 1}
@@ -70,7 +71,6 @@ def _collect(
     samples: dict[Panel, dict[int, np.ndarray]] = defaultdict(dict)
     gammas = grid.to(module.device)
     (call, *_) = module.primary_calls(batch, gammas[:1])
-    ordinary = model.original_primary().eval()
     fix_gamma(ordinary, grid[len(grid) // 2])
     for index in (ORDINARY_INDEX, *range(len(grid))):
         network = ordinary if index < 0 else model.primary

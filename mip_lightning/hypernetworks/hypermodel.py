@@ -107,10 +107,14 @@ class HyperModel(nn.Module):
                 )
             load_pretrained(primary, theta.pretrained)
         self.layout = ParameterLayout({name: p.shape for name, p in theta0.items()})
+        self._padding_rows = _padding_rows(primary, theta0)
         self.primary = primary
         self.prior = prior
         self.formulation = formulation
-        self._given = {name: p.detach().clone() for name, p in theta0.items()}
+        # A copy only of what theta0 does not start from: else theta0 itself is it.
+        starts_otherwise = not choice.keeps_theta0 or hypernetwork.scales_theta0
+        kept = theta0 if starts_otherwise else {}
+        self._given = {name: p.detach().clone() for name, p in kept.items()}
         self.weight_norm = PredictedWeightNorm(theta0) if theta.weight_norm else None
         if not choice.keeps_theta0:
             with torch.no_grad():
@@ -191,6 +195,8 @@ class HyperModel(nn.Module):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
             theta0 = self.theta0
+            for name, row in self._padding_rows.items():
+                parts[name] = _without_row(parts[name], row)
             theta = {
                 name: with_channels_as_in(theta0[name], theta0[name] + part)
                 for name, part in parts.items()
@@ -224,7 +230,10 @@ class HyperModel(nn.Module):
 
     @torch.no_grad()
     def original_primary(self) -> nn.Module:
-        """The primary as it was given, before any weight was predicted: what it would be itself.
+        """The primary before any weight was predicted: what it would be by itself.
+
+        Where theta0 starts from the weights that were given, as in the formulation ``mip``, call it
+        before training: these weights are then those of theta0 as it is now.
 
         Returns:
             A copy that shares nothing with this model; what is not predicted is as it is now.
@@ -246,6 +255,24 @@ class HyperModel(nn.Module):
         }
 
 
+def _padding_rows(primary: nn.Module, theta0: dict[str, nn.Parameter]) -> dict[str, int]:
+    """The row of padding of each predicted embedding that has one, which stays as it is."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in theta0.items()}
+    return {
+        names[module.weight]: module.padding_idx
+        for module in primary.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        and module.padding_idx is not None
+        and module.weight in names
+    }
+
+
+def _without_row(part: Float[Tensor, "*K N E"], row: int) -> Float[Tensor, "*K N E"]:
+    """The part with zeros in a row; without an index on the device, which a step would wait for."""
+    middle = torch.zeros_like(part[..., row : row + 1, :])
+    return torch.cat([part[..., :row, :], middle, part[..., row + 1 :, :]], dim=-2)
+
+
 def _copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
@@ -265,7 +292,7 @@ def _targets(
     """Variance that the change of each predicted tensor starts with."""
     gain = activation_gain(config.make_activation())
     targets = delta_variances(config.head_init, layout, gain, config.hidden_sizes[-1])
-    if not config.head_init.startswith("hyperfan"):
+    if not config.scales_theta0:
         return targets
     if pretrained is not None:
         raise UsageError(

@@ -60,6 +60,11 @@ class HypernetworkConfig:
             )
         self.make_activation()
 
+    @property
+    def scales_theta0(self) -> bool:
+        """Whether ``head_init`` gives theta0 another scale than its weights had."""
+        return self.head_init.startswith("hyperfan")
+
     def make_activation(self) -> nn.Module:
         """A new activation module."""
         if not isinstance(self.activation, str):

@@ -36,7 +36,9 @@ class Selection(ABC):
     """Chooses the predicted parameters of a primary; the others train as usual.
 
     Affine parameters of normalization layers are left out, unless a selection names them
-    exactly: by their whole name, or by the type of their layer.
+    exactly: by their whole name, or by the type of their layer. So are frozen parameters
+    (``requires_grad=False``: a backbone, fixed positions), unless named by their whole name, and
+    parameters of integers always.
     """
 
     @abstractmethod
@@ -62,11 +64,18 @@ class Selection(ABC):
                 " with weights"
             )
         chosen = {everything[name] for name in self.names(primary)}
+        whole = [n for n, p in everything.items() if p in chosen and not _has_numbers(p)]
+        if whole:
+            raise UsageError(
+                f"{self} selects {whole[0]}, which holds {everything[whole[0]].dtype}: weights that"
+                " are predicted are real numbers"
+            )
         selected = {n: p for n, p in primary.named_parameters() if p in chosen}
         if not selected:
             raise UsageError(
-                f"{self} selects only parameters of normalization layers, which are not predicted"
-                " unless named exactly: name them, or other parameters"
+                f"{self} selects only parameters of normalization layers and frozen ones"
+                " (requires_grad=False), which are not predicted unless named exactly: name them,"
+                " or other parameters"
             )
         lazy = [n for n, p in selected.items() if isinstance(p, nn.UninitializedParameter)]
         if lazy:
@@ -84,11 +93,11 @@ class Selection(ABC):
 
 @dataclass(frozen=True)
 class All(Selection):
-    """All parameters but those of normalization layers."""
+    """All parameters but frozen ones and those of normalization layers."""
 
     @override
     def names(self, primary: nn.Module) -> set[str]:
-        return set(_names(primary)) - _normalization(primary)
+        return set(_names(primary)) - _left_out(primary)
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class ByName(Selection):
     @override
     def names(self, primary: nn.Module) -> set[str]:
         names = _names(primary)
-        left_out = _normalization(primary)
+        left_out = _left_out(primary)
         chosen: set[str] = set()
         for pattern in _given(self.patterns):
             matches = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
@@ -148,7 +157,7 @@ class ByRegularExpression(Selection):
             if not matches:
                 raise _no_match(pattern, names)
             chosen |= matches
-        return chosen - _normalization(primary)
+        return chosen - _left_out(primary)
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class ByType(Selection):
 
     @override
     def names(self, primary: nn.Module) -> set[str]:
-        left_out = _normalization(primary)
+        left_out = _left_out(primary)
         known = sorted({type(module).__name__ for module in primary.modules()})
         chosen: set[str] = set()
         for kind in _given(self.types):
@@ -202,6 +211,20 @@ def _normalization(primary: nn.Module) -> set[str]:
         for parameter in module.parameters(recurse=False)
     }
     return {n for n, p in primary.named_parameters(remove_duplicate=False) if p in affine}
+
+
+def _left_out(primary: nn.Module) -> set[str]:
+    """Names of the parameters that only an exact name selects."""
+    frozen = {
+        name
+        for name, parameter in primary.named_parameters(remove_duplicate=False)
+        if not (parameter.requires_grad and _has_numbers(parameter))
+    }
+    return _normalization(primary) | frozen
+
+
+def _has_numbers(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _is_of(module: nn.Module, kind: str | type[nn.Module]) -> bool:

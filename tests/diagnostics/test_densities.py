@@ -16,10 +16,10 @@ def test_the_ordinary_network_is_the_primary_as_it_was_given(formulation):
     primary = LeNet(normalization="batch")
     before = {name: value.clone() for name, value in primary.state_dict().items()}
     model = HyperModel(primary, Uniform(), formulation)
+    ordinary = model.original_primary()
     with torch.no_grad():
         for parameter in model.theta0.values():
             parameter.add_(1.0)  # as if it had trained
-    ordinary = model.original_primary()
     assert type(ordinary) is LeNet
     for name, value in ordinary.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -40,7 +40,7 @@ def test_samples_are_the_weights_and_activations_of_materialized_networks(formul
     task = BayesianClassification(primary, Uniform(0, 1), formulation=formulation).train()
     batch, grid = [torch.rand(6, 1, 9, 9), torch.zeros(6).long()], Uniform().grid(3)
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    samples = collect(task, batch, grid)
+    samples = collect(task, task.model.original_primary(), batch, grid)
     assert task.training
     for name, value in task.state_dict().items():
         assert torch.equal(value, before[name]), name

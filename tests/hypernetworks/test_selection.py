@@ -166,3 +166,47 @@ def test_the_summary_counts_before_any_memory_is_taken():
     assert "fc.weight" in text
     assert f"{total - affine:,}" in text
     assert "smaller ones" in text
+
+
+class WithFrozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 3).requires_grad_(False)
+        self.order = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.backbone(x)[..., self.order])
+
+
+@pytest.mark.parametrize("selection", [None, ["*"], ByRegularExpression(["."]), ByType(["Linear"])])
+def test_frozen_parameters_and_integers_are_not_predicted(selection):
+    assert predicted(WithFrozen(), selection) == HEAD
+    model = HyperModel(WithFrozen(), Uniform(), theta=ThetaConfig(predicted=selection))
+    roles = {tensor.name: tensor.role for tensor in model.summary().tensors}
+    assert roles["backbone.weight"] == roles["order"] == "frozen"
+
+
+def test_a_frozen_parameter_that_is_named_exactly_is_predicted():
+    assert predicted(WithFrozen(), ["backbone.weight"]) == {"backbone.weight"}
+    with pytest.raises(UsageError, match=r"selects order, which holds torch\.int64"):
+        predicted(WithFrozen(), ["order"])
+    with pytest.raises(UsageError, match="and frozen ones"):
+        predicted(WithFrozen().head.requires_grad_(False), None)
+
+
+@pytest.mark.parametrize("formulation", ["default", "mip"])
+@pytest.mark.parametrize("row", [0, 2, -1])
+def test_the_row_of_padding_of_an_embedding_stays_zero(formulation, row):
+    embedding = nn.Embedding(4, 3, padding_idx=row)
+    model = HyperModel(embedding, Uniform(), formulation, hypernetwork=SMALL)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        for gamma in (torch.tensor([0.3]), torch.tensor([[0.3], [0.9]])):
+            weight = model.at(gamma).theta["weight"]
+            assert not weight[..., row, :].any()
+            assert weight[..., (row + 1) % 4, :].all()
+        optimizer.zero_grad()
+        model(torch.arange(4), 0.5).square().sum().backward()
+        optimizer.step()
+    assert not model.materialize(0.3).weight[row].any()
