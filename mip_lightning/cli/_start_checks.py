@@ -62,7 +62,7 @@ def check_callbacks(callbacks: Sequence[Callback], module: LightningModule) -> N
             learning rate is sought that the module does not have.
     """
     for callback in callbacks:
-        if isinstance(callback, LearningRateFinder) and not hasattr(module, "lr"):
+        if isinstance(callback, LearningRateFinder) and not _has_rate(module):
             raise UsageError(
                 f"{type(callback).__name__} sets an attribute lr of {type(module).__name__}, which"
                 " has none: an optimizer that is named takes --optimizer.lr"
@@ -79,6 +79,12 @@ def check_callbacks(callbacks: Sequence[Callback], module: LightningModule) -> N
                     f" {callback.monitor!r} is of the weights of the last one: leave it out"
                     " (trainer.val_check_interval validates more often), or leave out monitor"
                 )
+
+
+def _has_rate(module: LightningModule) -> bool:
+    """Whether Lightning's finder knows where to put what it finds."""
+    names = ("lr", "learning_rate")
+    return any(hasattr(module, name) or name in module.hparams for name in names)
 
 
 def _monitors(trainer: Trainer) -> list[tuple[str, str]]:
