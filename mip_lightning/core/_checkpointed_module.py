@@ -1,5 +1,6 @@
 """CheckpointedModule: what the checkpoints of a hypermodel hold, and what is refused of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ class CheckpointedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.gamma_seed = torch.initial_seed()
+        self._saved_architecture: Mapping[str, str] = {}  # of the checkpoint that is being loaded
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -58,28 +60,41 @@ class CheckpointedModule(LightningModule):
         checkpoint["architecture"] = self.model.describe()
 
     def take_from_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the streams of random numbers; refuse the checkpoint of another model.
+        """Take up the streams of random numbers; refuse weights that are not finite.
 
         On one rank a run that is resumed at the end of an epoch so goes on with the batches,
         augmentations and dropout (on a CPU) of the undisturbed one, unless other processes load
         them. On several, each has a stream of its own, and the checkpoint that of one.
 
         Raises:
-            UsageError: If names or shapes of the checkpoint's tensors differ from this model's,
-                its prior, encoding or trunk does, or a weight is not finite.
+            UsageError: If a weight is not finite.
         """
         self.gamma_seed = checkpoint.get("gamma_seed", self.gamma_seed)
         if self._resumes_alone() and "random_state" in checkpoint:
             torch.set_rng_state(checkpoint["random_state"])
+        self._saved_architecture = checkpoint.get("architecture", {})
         found = checkpoint["state_dict"]
-        if self.strict_loading:
-            check_same_tensors(found, self.state_dict())
-            check_same_architecture(checkpoint.get("architecture", {}), self.model.describe())
         weights = {name: found[name] for name in trained_weights(self) if name in found}
         if name := first_not_finite(weights):
             raise UsageError(
                 f"ckpt_path: the checkpoint's {name} holds NaN or infinity: take another checkpoint"
             )
+
+    @override
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Torch's; where it is strict, the checkpoint of another model is refused.
+
+        Raises:
+            UsageError: If names or shapes of the tensors differ from this model's, or the prior,
+                encoding or trunk of the checkpoint does that is being loaded.
+        """
+        saved, self._saved_architecture = self._saved_architecture, {}
+        if strict:
+            check_same_tensors(state_dict, self.state_dict())
+            check_same_architecture(saved, self.model.describe())
+        return super().load_state_dict(state_dict, strict, assign)
 
     @classmethod
     @override

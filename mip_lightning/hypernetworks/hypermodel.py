@@ -136,8 +136,17 @@ class HyperModel(nn.Module):
 
     @property
     def theta0(self) -> dict[str, nn.Parameter]:
-        """The independent weights: the primary's own parameters that are predicted, by name."""
+        """The independent weights: the primary's own parameters that are predicted, by name.
+
+        Raises:
+            UsageError: If the primary has lost one since, as by ``parametrize`` or ``prune``.
+        """
         parameters = dict(self.primary.named_parameters())
+        if lost := next((name for name in self.layout.shapes if name not in parameters), None):
+            raise UsageError(
+                f"primary: {lost} is not a parameter of {type(self.primary).__name__} any more:"
+                " change its layers (parametrize, prune, LoRA) before a HyperModel is made of it"
+            )
         return {name: parameters[name] for name in self.layout.shapes}
 
     def summary(self) -> Summary:

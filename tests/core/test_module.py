@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Denoising, LossAlone, loader, trainer
+from helpers import Denoising, LossAlone, bayesian_task, image_loader, loader, trainer
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +20,8 @@ from mip_lightning import (
 )
 from mip_lightning.callbacks.run_progress_bar import _progress
 from mip_lightning.core import TrainingBatch, batch_size, without_logging
+from mip_lightning.networks import MultilayerPerceptron
+from mip_lightning.tasks import BayesianClassification
 
 
 class Draws(Callback):
@@ -436,3 +438,42 @@ def test_the_primary_of_a_task_is_not_copied(monkeypatch):
     monkeypatch.setattr(nn.Linear, "__deepcopy__", lambda *args: copied.append(1), raising=False)
     LossAlone(nn.Linear(4, 4), Uniform(0, 1))
     assert not copied
+
+
+class OwnArguments(BayesianClassification):
+    def __init__(self, primary: nn.Module, extra: int = 3, **kwargs) -> None:
+        super().__init__(primary, Uniform(0, 1), **kwargs)
+        self.extra = extra
+
+
+def test_a_subclass_that_passes_arguments_on_is_loaded_from_its_checkpoint():
+    task = OwnArguments(MultilayerPerceptron(6, 3), extra=4, label_smoothing=0.1)
+    t = trainer()
+    t.fit(task, image_loader(), image_loader())
+    t.save_checkpoint("task.ckpt")
+    again = OwnArguments.load_from_checkpoint(
+        "task.ckpt", primary=MultilayerPerceptron(6, 3), weights_only=True
+    )
+    assert (again.extra, again.label_smoothing) == (4, 0.1)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_loads_where_it_need_not_be_strict():
+    task = bayesian_task()
+    t = trainer()
+    t.fit(task, image_loader(), image_loader())
+    t.save_checkpoint("task.ckpt")
+    content = torch.load("task.ckpt", weights_only=True)
+    del content["state_dict"]["model.hypernetwork.head.weight"]
+    torch.save(content, "less.ckpt")
+    given = {
+        "primary": MultilayerPerceptron(6, 3),
+        "prior": Uniform(0, 1),
+        "weights_only": True,
+    }
+    BayesianClassification.load_from_checkpoint("less.ckpt", strict=False, **given)
+    with pytest.raises(UsageError, match=r"head\.weight is missing there"):
+        BayesianClassification.load_from_checkpoint("less.ckpt", **given)
+    with pytest.raises(UsageError, match="checkpoint's prior is"):
+        BayesianClassification.load_from_checkpoint(
+            "task.ckpt", **{**given, "prior": Uniform(0, 2)}
+        )

@@ -339,3 +339,10 @@ def test_a_bound_primary_gives_at_each_call_what_run_gives():
                 with torch.no_grad():  # so that it serves more than one call
                     found = primary(x)
                 torch.testing.assert_close(found, model(x, gamma))
+
+
+def test_a_parameter_that_is_gone_is_named():
+    model = HyperModel(nn.Sequential(nn.Linear(3, 3)), Uniform())
+    torch.nn.utils.parametrizations.weight_norm(model.primary[0])
+    with pytest.raises(UsageError, match=r"0\.weight is not a parameter of Sequential any more"):
+        model(torch.rand(2, 3), 0.5)
