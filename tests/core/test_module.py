@@ -440,23 +440,6 @@ def test_the_primary_of_a_task_is_not_copied(monkeypatch):
     assert not copied
 
 
-class OwnArguments(BayesianClassification):
-    def __init__(self, primary: nn.Module, extra: int = 3, **kwargs) -> None:
-        super().__init__(primary, Uniform(0, 1), **kwargs)
-        self.extra = extra
-
-
-def test_a_subclass_that_passes_arguments_on_is_loaded_from_its_checkpoint():
-    task = OwnArguments(MultilayerPerceptron(6, 3), extra=4, label_smoothing=0.1)
-    t = trainer()
-    t.fit(task, image_loader(), image_loader())
-    t.save_checkpoint("task.ckpt")
-    again = OwnArguments.load_from_checkpoint(
-        "task.ckpt", primary=MultilayerPerceptron(6, 3), weights_only=True
-    )
-    assert (again.extra, again.label_smoothing) == (4, 0.1)
-
-
 def test_a_checkpoint_that_lacks_a_tensor_loads_where_it_need_not_be_strict():
     task = bayesian_task()
     t = trainer()
@@ -470,7 +453,8 @@ def test_a_checkpoint_that_lacks_a_tensor_loads_where_it_need_not_be_strict():
         "prior": Uniform(0, 1),
         "weights_only": True,
     }
-    BayesianClassification.load_from_checkpoint("less.ckpt", strict=False, **given)
+    with pytest.warns(UserWarning, match="not in the checkpoint"):  # Lightning's
+        BayesianClassification.load_from_checkpoint("less.ckpt", strict=False, **given)
     with pytest.raises(UsageError, match=r"head\.weight is missing there"):
         BayesianClassification.load_from_checkpoint("less.ckpt", **given)
     with pytest.raises(UsageError, match="checkpoint's prior is"):

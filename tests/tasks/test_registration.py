@@ -487,6 +487,20 @@ again = Registration.load_from_checkpoint(
 assert again.divisible_by == 4
 for name, value in again.state_dict().items():
     assert torch.equal(value, first.state_dict()[name])
+
+class Own(Registration):
+    def __init__(self, primary, extra=3, **kwargs):
+        super().__init__(primary, similarity=SquaredError(0.1), **kwargs)
+        self.extra = extra
+
+own = Own(ConstantWidthUNet(features=4, levels=3), extra=4, divisible_by=8)
+own.trainer = trainer
+trainer.strategy.connect(own)
+trainer.save_checkpoint("own.ckpt")
+again = Own.load_from_checkpoint(
+    "own.ckpt", primary=ConstantWidthUNet(features=4, levels=3), weights_only=True
+)
+assert (again.extra, again.divisible_by) == (4, 8)
 """
 
 
