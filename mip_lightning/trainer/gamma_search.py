@@ -207,7 +207,7 @@ class GammaSearch:
         def value(name: str, gamma: float) -> float:
             if by == "subject" and gamma not in self._values and self.allowed(gamma):
                 self.report(f"{self.metric} of {name} at gamma = {gamma:.4f}")
-                return self._of_subject(name, gamma)
+                return self._of_subject(name, torch.tensor([[gamma]]))
             return values(gamma).get(name, math.nan)
 
         selected = {}
@@ -239,18 +239,16 @@ class GammaSearch:
         if self.metric == LOSS:
             raise UsageError("by='subject': the loss is that of batches; choose a metric")
         values = {}
-        for batch, output in zip(self.batches, self._outputs(gamma, self.batches), strict=True):
+        for batch in self.batches:
             size = batch_size(batch)
             for index, name in enumerate(self.model.sample_names(batch)):
-                which = slice(index, index + 1)
-                self._samples[name] = take_samples(batch, which, size)
-                parts = (take_samples(part, which, size) for part in output[1:])
-                values[name] = float(self._metric([(StepOutput(output.loss, *parts), 1)]).values)
+                self._samples[name] = take_samples(batch, slice(index, index + 1), size)
+                values[name] = self._of_subject(name, gamma)
         return values
 
-    def _of_subject(self, name: str, gamma: float) -> float:
-        """The metric of one subject, at a gamma at which no other one needs it."""
-        (output,) = self._outputs(torch.tensor([[gamma]]), [self._samples[name]])
+    def _of_subject(self, name: str, gamma: Float[Tensor, "1 D"]) -> float:
+        """The metric of one subject by itself."""
+        (output,) = self._outputs(gamma, [self._samples[name]])
         return float(self._metric([(output, 1)]).values)
 
     def _curve(self, gamma: Float[Tensor, "1 D"]) -> Curve:

@@ -11,6 +11,7 @@ from mip_lightning.utilities.finite import first_not_finite, has_nan, trained_we
 from mip_lightning.utilities.modes import eval_mode, preserve_modes
 from mip_lightning.utilities.nested import Arguments, Inputs, as_arguments, map_tensors, tensors_in
 from mip_lightning.utilities.norms import norm, total_norm
+from mip_lightning.utilities.padding import centered
 from mip_lightning.utilities.precision import at_least_float32, default_dtype, float32_by_default
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Inputs",
     "as_arguments",
     "at_least_float32",
+    "centered",
     "check_unchanged",
     "default_dtype",
     "eval_mode",

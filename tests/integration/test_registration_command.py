@@ -177,7 +177,7 @@ def test_predictions_are_nifti_files_in_the_space_of_the_fixed_image(checkpoint,
     )
     assert image.ndim == 3
     assert labels.get_data_dtype() == np.uint8
-    assert displacement.shape == (*image.shape[:2], 1, 1, 2)
+    assert displacement.shape == (*image.shape[:2], 2, 1, 3)  # of a slice, a second plane
     assert displacement.header.get_intent()[0] == "vector"
     for file in (image, labels, displacement):
         assert np.abs(np.diag(file.affine)[0]) == 6.0  # the millimeters of the template
