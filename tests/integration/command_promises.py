@@ -120,7 +120,8 @@ def test(command: Command, run: Path, outcome: Outcome) -> None:
     """A test draws each metric against gamma."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     size = config["model"]["init_args"]["test_grid_size"]
-    assert len(rows(run / "test_gamma_curve.csv")) == size
+    found = len(rows(run / "test_gamma_curve.csv"))
+    assert found == size if config["gamma"] is None else found >= 1
     figures = ["test_gamma_curve.png"]
     task = config["model"]["class_path"].rsplit(".", 1)[-1]
     if "CostCurve" in str(config["trainer"]["callbacks"]):

@@ -13,6 +13,7 @@ from mip_lightning.tasks.registration.metrics import (
     GradientMagnitude,
     MeanDice,
 )
+from mip_lightning.tasks.registration.pairs import OwnPairs, Pair, own_pairs
 from mip_lightning.tasks.registration.task import Registration
 
 __all__ = [
@@ -21,10 +22,13 @@ __all__ = [
     "FoldedShare",
     "GradientMagnitude",
     "MeanDice",
+    "OwnPairs",
+    "Pair",
     "Registration",
     "SquaredError",
     "SquaredGradientPenalty",
     "StationaryVelocity",
     "TotalVariationPenalty",
+    "own_pairs",
     "plot_registration",
 ]
