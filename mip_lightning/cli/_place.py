@@ -5,9 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import load_yaml
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 ARGUMENTS = "init_args"
@@ -23,7 +21,7 @@ def check_config_files(args: Sequence[str]) -> None:
         UsageError: If a file that they name is not YAML in UTF-8.
     """
     for path in _config_files(args):
-        _read(path)
+        load_yaml(path)
 
 
 def place_of(key: str, value: str | None, args: Sequence[str]) -> str:
@@ -44,7 +42,7 @@ def place_of(key: str, value: str | None, args: Sequence[str]) -> str:
         if _ends(words, parts) and value in (None, given):
             return option
     for file in _config_files(args):
-        for path, found in _walk(_read(file)):
+        for path, found in _walk(load_yaml(file)):
             if _ends(path, parts) and (value is None or value in _texts(found)):
                 return f"{'.'.join(path)} in {file}"
     return key
@@ -63,18 +61,6 @@ def _config_files(args: Sequence[str]) -> list[Path]:
     values += [value for option, value in pairwise(args) if option == "-c"]
     paths = [Path(value) for value in values if value.endswith(CONFIG_SUFFIXES)]
     return [path for path in paths if path.is_file()]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not text in UTF-8 ({error}): save it so") from error
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise UsageError(f"{path} is not YAML: {text}") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error})") from error
 
 
 def _walk(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

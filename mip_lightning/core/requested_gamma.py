@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor
 
 from mip_lightning.errors import UsageError
 from mip_lightning.priors import Gamma, Prior
+from mip_lightning.utilities.files import load_yaml
 
 GammaRequest: TypeAlias = float | str | list[float] | list[list[float]] | dict[str, Any] | Path
 """A value of gamma; several (a list where D = 1, else a list of lists); or the path of a ``.yaml``
@@ -105,10 +105,7 @@ def _names_a_file(request: GammaRequest) -> TypeGuard[str]:
 
 
 def _read(path: Path) -> tuple[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"gamma={str(path)!r} cannot be read ({error})") from error
+    content = load_yaml(path, "gamma")
     if not isinstance(content, Mapping) or not {"by", "gamma"} <= content.keys():
         raise UsageError(
             f"gamma={str(path)!r} is not a file that select-gamma wrote: it lacks by, gamma"

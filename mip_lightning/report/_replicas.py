@@ -7,9 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mip_lightning.errors import UsageError
+from mip_lightning.utilities.files import load_yaml
 
 Config = dict[str, Any]
 Differences = dict[tuple[str, ...], dict[int, Any]]
@@ -211,11 +210,7 @@ def _read(folder: Path, kind: str) -> Run:
 
 
 def _load(path: Path) -> Config:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            config = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    config = load_yaml(path)
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise UsageError(f"{path} is not the configuration of a run: it has no model")
     return config

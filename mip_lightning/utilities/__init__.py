@@ -4,6 +4,7 @@ from mip_lightning.utilities.files import (
     check_unchanged,
     first_free,
     load_plain,
+    load_yaml,
     numbered,
     replacing,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "float32_by_default",
     "has_nan",
     "load_plain",
+    "load_yaml",
     "map_tensors",
     "norm",
     "numbered",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import yaml
 
 from mip_lightning.errors import UsageError
 
@@ -100,6 +101,28 @@ def check_unchanged(path: str | Path, argument: str) -> None:
 def _is_archive(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         return file.read(len(ARCHIVE)) == ARCHIVE
+
+
+def load_yaml(path: Path, argument: str = "") -> Any:
+    """What a YAML file holds, which may begin with a byte-order mark.
+
+    Args:
+        path: The file.
+        argument: Name of the argument that named it, for the message; empty for none.
+
+    Raises:
+        UsageError: If it cannot be read, or is not YAML in UTF-8.
+    """
+    where = f"{argument}={str(path)!r}" if argument else str(path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not text in UTF-8 ({error}): save it so") from error
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise UsageError(f"{where} is not YAML: {text}") from error
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read ({error})") from error
 
 
 @contextmanager

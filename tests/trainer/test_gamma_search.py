@@ -169,7 +169,7 @@ def test_gamma_is_asked_for_by_value_by_list_or_by_file(tmp_path):
         ("by: all\ngamma: 2.0", "outside"),
         ("by: all\ngamma: {a: 0.5}", "not a file that select-gamma wrote"),
         ("gamma: 0.5", "not a file that select-gamma wrote"),
-        ("[0.5", "cannot be read"),
+        ("[0.5", "is not YAML: "),
         (None, "cannot be read"),
     ],
 )
