@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from mip_lightning import ChunkedHead, HypernetworkConfig
-from mip_lightning.cli.main import _make_optimizer
+from mip_lightning.cli._schedule import ScheduleConfig, make_optimizer
 from mip_lightning.functional.factored_gradient import FactoredGradient
 from mip_lightning.optim.optimizers import FactoredAdam, FactoredAdamW, FactoredSGD
 
@@ -135,9 +136,17 @@ def test_a_line_at_the_start_says_how_the_head_is_updated(make, says, caplog):
 )
 def test_the_command_line_takes_the_factored_kin_of_an_optimizer(name, options, kind):
     module = task(group_options={"theta0": {"lr": 1e-5}})
-    scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
-    configured = _make_optimizer(module, {"class_path": name, "init_args": options}, scheduler)
-    (optimizer,), (scheduler,) = configured
+    step = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
+    module.optimizer_factory = partial(
+        make_optimizer,
+        optimizer_init={"class_path": name, "init_args": options},
+        scheduler_init=step,
+        schedule=ScheduleConfig(),
+    )
+    run = trainer(max_epochs=1, limit_train_batches=1)
+    run.fit(module, loader(), loader())
+    ((optimizer,), (configured,)) = run.optimizers, run.lr_scheduler_configs
+    scheduler = configured.scheduler
     assert type(optimizer) is kind
     assert scheduler.optimizer is optimizer
     for option, value in options.items():

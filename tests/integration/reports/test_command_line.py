@@ -69,7 +69,9 @@ def test_one_cycle_moves_at_each_step():
     ],
 )
 def test_interval_and_frequency_are_to_be_had_from_the_command_line(options, expected):
-    decay = ("--lr_scheduler", "ExponentialLR", "--lr_scheduler.gamma", "0.1")
+    # By its path: MONAI, once it is imported, has a class of that name too.
+    name = "torch.optim.lr_scheduler.ExponentialLR"
+    decay = ("--lr_scheduler", name, "--lr_scheduler.gamma", "0.1")
     assert rates_of(*decay, *options) == pytest.approx(expected)
 
 
