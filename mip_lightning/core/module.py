@@ -31,6 +31,7 @@ from mip_lightning.core.parameter_groups import (
 from mip_lightning.core.requested_gamma import RequestedGamma
 from mip_lightning.core.without_logging import without_logging
 from mip_lightning.errors import UsageError
+from mip_lightning.hypernetworks.draws import DrawsConfig
 from mip_lightning.hypernetworks.hypermodel import Formulation, HyperModel
 from mip_lightning.hypernetworks.hypernetwork import HypernetworkConfig
 from mip_lightning.hypernetworks.primary_at import PrimaryAtGamma
@@ -38,6 +39,7 @@ from mip_lightning.hypernetworks.theta import ThetaConfig
 from mip_lightning.optim.optimizers import FactoredAdam, describe_update
 from mip_lightning.priors import Gamma, Prior, sample_of_batch
 from mip_lightning.utilities.nested import Arguments, Inputs
+from mip_lightning.utilities.precision import real_numbers
 
 
 class HyperLightningModule(CheckpointedModule, ABC):
@@ -58,10 +60,11 @@ class HyperLightningModule(CheckpointedModule, ABC):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts and trains.
+        draws: Where the samples of a batch lie that K draws share, and how the draws are run.
         group_options: Options of the optimizer that differ for a parameter group (``theta0``,
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma sampled for a training batch, which must divide it;
-            or ``one_per_sample``. Where sizes depend on gamma, draws are run in turn.
+            or ``one_per_sample``.
         validation_grid_size: Number of gamma over which validation sweeps.
         test_grid_size: Number of gamma over which test sweeps.
 
@@ -104,6 +107,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
+        draws: DrawsConfig = DrawsConfig(),
         group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
         validation_grid_size: int = 5,
@@ -117,7 +121,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         self.group_options = group_options or {}
         check_groups(self.group_options)
         self.theta_decay = theta.weight_decay
-        self.model = HyperModel(primary, prior, formulation, hypernetwork, theta)
+        self.model = HyperModel(primary, prior, formulation, hypernetwork, theta, draws)
         self.draws_per_batch = draws_per_batch
         self.optimizer_factory: Callable[[Any], OptimizerLRScheduler] | None = None
         self.label_names: Mapping[int, str] = {}
@@ -214,7 +218,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         output = self.step_output(batch, primary)
         objective = output.loss
         if self.theta_decay:
-            square = sum(tensor.square().sum() for tensor in primary.theta.values())
+            square = sum(real_numbers(t).square().sum() for t in primary.theta.values())
             objective = objective + self.theta_decay / 2 * square / len(primary.gamma)
         size = batch_size(batch)
         # Not with prog_bar=True: Lightning would wait for the values after every batch.

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from mip_lightning.utilities.finite import has_nan
+from mip_lightning.utilities.finite import has_nan, holds_numbers
 from mip_lightning.utilities.nested import map_tensors, tensors_in
 from mip_lightning.utilities.precision import at_least_float32
 
@@ -30,7 +30,7 @@ class StepOutput(NamedTuple):
 
         Predictions that are whole numbers never are: there the loss tells.
         """
-        is_real = any(tensor.is_floating_point() for tensor in tensors_in([self.prediction]))
+        is_real = any(holds_numbers(tensor) for tensor in tensors_in([self.prediction]))
         return has_nan(self.prediction if is_real else self.loss)
 
     @classmethod

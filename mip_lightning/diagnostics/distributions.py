@@ -19,6 +19,7 @@ from mip_lightning.diagnostics._style import symbol
 from mip_lightning.hypernetworks.gamma_argument import fix_gamma
 from mip_lightning.utilities.modes import eval_mode
 from mip_lightning.utilities.nested import tensors_in
+from mip_lightning.utilities.precision import real_numbers
 
 MAX_VALUES = 4000
 """Values, evenly picked, that a density is estimated from."""
@@ -59,7 +60,18 @@ def collect(
         grid: The gammas.
     """
     with torch.no_grad(), eval_mode(module):
-        return _collect(module, ordinary.to(next(module.parameters())).eval(), batch, grid)
+        _take_types(ordinary, module.model.primary)
+        return _collect(module, ordinary.eval(), batch, grid)
+
+
+def _take_types(network: nn.Module, other: nn.Module) -> None:
+    """Move what a network holds to the device of another one like it, and to its number types.
+
+    Each by itself: a network may have real and complex parameters.
+    """
+    theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        tensor.data = tensor.data.to(theirs[name].device, theirs[name].dtype)
 
 
 def _collect(
@@ -192,6 +204,6 @@ def _outputs(network: nn.Module, layers: Mapping[str, str]) -> Iterator[dict[str
 
 def _pick(tensor: Tensor) -> np.ndarray:
     """At most ``MAX_VALUES`` values, evenly picked, in float64."""
-    flat = tensor.detach().flatten()
+    flat = real_numbers(tensor.detach()).flatten()
     step = math.ceil(flat.numel() / MAX_VALUES)
     return flat[::step].double().cpu().numpy()

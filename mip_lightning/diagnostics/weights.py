@@ -15,7 +15,7 @@ from mip_lightning.diagnostics._style import symbol
 from mip_lightning.hypernetworks.hypermodel import HyperModel
 from mip_lightning.priors import Prior
 from mip_lightning.utilities.norms import norm
-from mip_lightning.utilities.precision import at_least_float32
+from mip_lightning.utilities.precision import at_least_float32, real_numbers
 
 ALL = "all"
 """Name under which all predicted tensors are taken together."""
@@ -72,7 +72,8 @@ def weight_statistics(model: HyperModel, grid: Float[Tensor, "n D"]) -> dict[str
     found: dict[str, list[Tensor]] = defaultdict(list)
     for gamma in grid:
         theta = {
-            name: at_least_float32(t) for name, t in model.at(gamma, check=False).theta.items()
+            name: at_least_float32(real_numbers(t))
+            for name, t in model.at(gamma, check=False).theta.items()
         }
         everything = torch.cat([tensor.flatten() for tensor in theta.values()])
         for name, tensor in {ALL: everything, **theta}.items():

@@ -1,5 +1,6 @@
 """HyperModel and its parts: encodings, trunk, heads, selection of parameters, the call."""
 
+from mip_lightning.hypernetworks.draws import DrawsConfig, PerDraw
 from mip_lightning.hypernetworks.encodings import (
     CategoryEncoding,
     ComplementEncoding,
@@ -35,6 +36,7 @@ __all__ = [
     "ComplementEncoding",
     "DenseHead",
     "DirectionEncoding",
+    "DrawsConfig",
     "Encoding",
     "EncodingType",
     "Formulation",
@@ -48,6 +50,7 @@ __all__ = [
     "JointEncoding",
     "L2Encoding",
     "LowRankHead",
+    "PerDraw",
     "PrimaryAtGamma",
     "Selection",
     "Summary",

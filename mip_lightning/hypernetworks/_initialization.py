@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
+from mip_lightning.utilities.precision import real_numbers
 
 HeadInitialization: TypeAlias = Literal[
     "kaiming_fan_out", "kaiming_fan_in", "hyperfan_in", "hyperfan_out", "calibrated", "zero"
@@ -100,8 +101,16 @@ def delta_variances(
 
     Returns:
         For ``kaiming_*``: tensors of one dimension, such as biases, start at zero (as in the
-        package HyperLight 0.0.5). For ``hyperfan_*``: the table of Chang et al.; biases too.
+        package HyperLight 0.0.5). For ``hyperfan_*``: the table of Chang et al.; biases too. The
+        two parts of a complex number have each half of its variance.
     """
+    variances = _whole_variances(head_init, layout, gain, hidden_size)
+    return {n: v / 2 if n in layout.complex_names else v for n, v in variances.items()}
+
+
+def _whole_variances(
+    head_init: HeadInitialization, layout: ParameterLayout, gain: float, hidden_size: int
+) -> dict[str, float]:
     if head_init in ("hyperfan_in", "hyperfan_out"):
         return {name: _hyperfan(head_init, layout, name) for name in layout.shapes}
     if head_init == "kaiming_fan_in":
@@ -149,7 +158,7 @@ def split_variance_with_theta0(
     """
     shares = {}
     for name, parameter in theta0.items():
-        std = 0.0 if parameter.is_meta else float(parameter.std(correction=0))
+        std = 0.0 if parameter.is_meta else float(real_numbers(parameter).std(correction=0))
         shares[name] = targets[name] * (HYPERFAN_SHARE if std > 0 else 1.0)
         if std > 0:
             parameter.mul_(math.sqrt((1 - HYPERFAN_SHARE) * targets[name]) / std)

@@ -15,14 +15,29 @@ class ParameterLayout:
 
     Args:
         shapes: Name to shape of each predicted tensor.
+        complex_names: Those of complex numbers: both of their parts are predicted.
     """
 
     shapes: Mapping[str, torch.Size]
+    complex_names: frozenset[str] = frozenset()
+
+    @property
+    def real_shapes(self) -> list[torch.Size]:
+        """Shape of the numbers that are predicted for each tensor.
+
+        Of a complex one the real parts come first, and then the imaginary ones, as more rows.
+        """
+        return [
+            torch.Size((2 * (shape[0] if shape else 1), *shape[1:]))
+            if name in self.complex_names
+            else shape
+            for name, shape in self.shapes.items()
+        ]
 
     @property
     def sizes(self) -> list[int]:
-        """Number of elements of each tensor."""
-        return [math.prod(shape) for shape in self.shapes.values()]
+        """Number of predicted numbers of each tensor."""
+        return [math.prod(shape) for shape in self.real_shapes]
 
     @property
     def num_predicted(self) -> int:
@@ -30,12 +45,20 @@ class ParameterLayout:
         return sum(self.sizes)
 
     def split(self, flat: Float[Tensor, "*K P"]) -> dict[str, Tensor]:
-        """Views of ``flat``: name to ``(*shape)`` or, for K draws, ``(K, *shape)``."""
+        """Views of ``flat``: name to ``(*shape)`` or, for K draws, ``(K, *shape)``.
+
+        Complex tensors are no views, and of single precision at least.
+        """
+        lead = flat.shape[:-1]
+        split = {}
         parts = flat.split(self.sizes, dim=-1)
-        return {
-            name: part.view(flat.shape[:-1] + shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+            if name in self.complex_names:
+                wide = part.to(torch.promote_types(part.dtype, torch.float32))
+                split[name] = torch.complex(*(p.view(lead + shape) for p in wide.chunk(2, dim=-1)))
+            else:
+                split[name] = part.view(lead + shape)
+        return split
 
 
 def with_channels_as_in(reference: Tensor, value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A call of the primary network with predicted weights: of one gamma, or of K draws in a batch."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,14 +14,11 @@ from torch.func import vmap
 from mip_lightning.errors import UsageError
 from mip_lightning.functional.replica import ReplicaCall
 from mip_lightning.hypernetworks._batch_first import BatchFirstCheck
-from mip_lightning.hypernetworks._batching import join_draws, pick_draw, split_draws
+from mip_lightning.hypernetworks._batching import SplitArguments, join_draws, join_vmapped
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout
+from mip_lightning.hypernetworks.draws import OUTPUT, BatchDims, DrawsConfig
 from mip_lightning.hypernetworks.gamma_argument import GammaArgument
-from mip_lightning.utilities.nested import (
-    holds_only_tensors,
-    map_tensors,
-    tensors_in,
-)
+from mip_lightning.utilities.nested import holds_only_tensors, map_leaves, map_tensors, tensors_in
 
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -36,6 +34,7 @@ class PrimaryCall:
         layout: Names and shapes of the predicted weights.
         without_vmap: Types of modules that ``vmap`` cannot run: recurrent layers, and such as look
             at the values of their inputs.
+        draws: Where the samples lie, and how draws are run.
     """
 
     def __init__(
@@ -43,12 +42,15 @@ class PrimaryCall:
         primary: nn.Module,
         layout: ParameterLayout,
         without_vmap: tuple[type[nn.Module], ...],
+        draws: DrawsConfig,
     ) -> None:
         self.primary = primary
         self.layout = layout
         self._without_vmap = without_vmap
         self._replica_call = ReplicaCall(primary, list(layout.shapes))
         self._gamma_argument = GammaArgument(primary)
+        self._dims = BatchDims(primary, draws.batch_dims)
+        self._run = draws.run
         self._batch_first = BatchFirstCheck(primary)
         self._vmap_fails = False  # until it has failed once
 
@@ -88,29 +90,32 @@ class PrimaryCall:
                 theta, args, self._gamma_argument.merge_into(args, kwargs, own_gamma)
             )
         num_draws = len(first)
-        num_samples = next((len(t) for t in tensors_in((args, kwargs)) if t.ndim), None)
+        split = SplitArguments(args, kwargs, num_draws, self._dims)
         if num_draws > 1:
-            self._check_samples(num_draws, num_samples)
-        args, kwargs = split_draws((args, kwargs), num_draws)
-        with self._inputs_checked(num_draws, num_samples):
-            if self._goes_in_turn():
-                return self._in_turn(theta, args, kwargs, gamma)
+            self._check_samples(num_draws, split.num_samples)
+        with self._inputs_checked(num_draws, split.num_samples):
+            if self._goes_in_turn(split):
+                return self._in_turn(theta, split, gamma)
             try:
-                output = self._at_once(theta, args, kwargs)
+                output = self._at_once(theta, split)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # vmap cannot look at values, say
-                reason = next(iter(str(error).splitlines()), "")
+            except (RuntimeError, TypeError, ValueError) as error:
+                if self._run == "vmap":
+                    raise
+                reason = next(iter(str(error).splitlines()), "")  # it cannot look at values, say
             else:
                 if holds_only_tensors(output):
-                    return output
+                    return self._joined(output, split.per_draw)
                 # Other objects are of all draws at once, and may hold what only vmap can read.
                 reason = "its output holds other objects than tensors"
-            output = self._in_turn(theta, args, kwargs, gamma)  # any other error comes again
+                if self._run == "vmap":
+                    raise UsageError(f"draws.run='vmap', and the primary cannot: {reason}")
+            output = self._in_turn(theta, split, gamma)  # any other error comes again
             if not torch.compiler.is_compiling():
                 self._vmap_fails = True
-                name = type(self.primary).__name__
-                rank_zero_info(f"K draws of {name} run in turn, for vmap cannot run it ({reason})")
+                name, why = type(self.primary).__name__, textwrap.shorten(reason, 120)
+                rank_zero_info(f"K draws of {name} run in turn, for vmap cannot run it ({why})")
             return output
 
     def _inputs_checked(
@@ -122,36 +127,41 @@ class PrimaryCall:
             num_draws: K.
             num_samples: B, if there are inputs to tell it.
         """
-        if num_draws == 1 or num_samples is None or torch.compiler.is_compiling():
+        unknown = num_samples is None or self._dims.are_said
+        if num_draws == 1 or num_samples is None or unknown or torch.compiler.is_compiling():
             return nullcontext()
         return self._batch_first.inputs_checked(num_samples // num_draws)
 
-    def _at_once(
-        self, theta: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _at_once(self, theta: Mapping[str, Tensor], split: SplitArguments) -> Any:
         """Call all draws by ``vmap``, which is given and gives back nothing but tensors.
 
         Args:
             theta: Name to ``(K, *shape)``.
-            args: Positional arguments, split into K groups.
-            kwargs: Keyword arguments, split likewise.
+            split: The arguments.
+
+        Returns:
+            What the primary returns, with tensors of shape ``(K, ...)``.
         """
         outputs = []
 
         def run(weights: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
-            tensors = iter(given)
-            own_args, own_kwargs = map_tensors((args, kwargs), lambda tensor: next(tensors))
-            outputs.append(self._replica_call(weights, own_args, own_kwargs))
+            own = split.holding(iter(given))
+            outputs.append(self._replica_call(weights, own.args, own.kwargs))
             return list(tensors_in(outputs[0]))
 
-        found = vmap(run, randomness="different")(dict(theta), list(tensors_in((args, kwargs))))
-        joined = iter(found)
+        tensors, dims = split.for_vmap
+        found = iter(vmap(run, (0, dims), randomness="different")(dict(theta), tensors))
+        return map_tensors(outputs[0], lambda tensor: next(found))
 
-        def flat(tensor: Tensor) -> Tensor:
-            own = next(joined)
-            return own.flatten(0, 1) if own.ndim > 1 else own
+    def _joined(self, output: Any, per_draw: int | None) -> Any:
+        """The output of ``vmap`` with the samples of all draws along one dimension."""
 
-        return map_tensors(outputs[0], flat)
+        def join(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return join_vmapped(leaf, self._dims, per_draw, name)
+
+        return map_leaves(output, join, OUTPUT)
 
     def bound(
         self, theta: Mapping[str, Tensor], gamma: Float[Tensor, "1 D"] | None
@@ -175,22 +185,19 @@ class PrimaryCall:
     def _in_turn(
         self,
         theta: Mapping[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        split: SplitArguments,
         gamma: Float[Tensor, "K D"] | None,
     ) -> Any:
         """Call one draw after another.
 
         Args:
             theta: Name to ``(K, *shape)``.
-            args: Positional arguments, split into K groups.
-            kwargs: Keyword arguments, split likewise.
+            split: The arguments.
             gamma: The draws.
         """
         outputs = []
         for draw in range(len(next(iter(theta.values())))):
-            own_args = tuple(pick_draw(value, draw) for value in args)
-            own_kwargs = {name: pick_draw(value, draw) for name, value in kwargs.items()}
+            own_args, own_kwargs = split.of_draw(draw)
             own_gamma = None if gamma is None else gamma[draw]
             outputs.append(
                 self._replica_call(
@@ -199,16 +206,20 @@ class PrimaryCall:
                     self._gamma_argument.merge_into(own_args, own_kwargs, own_gamma),
                 )
             )
-        return join_draws(outputs)
+        return join_draws(outputs, self._dims, split.per_draw)
 
-    def _goes_in_turn(self) -> bool:
-        """Whether ``vmap`` cannot do it.
+    def _goes_in_turn(self, split: SplitArguments) -> bool:
+        """Whether the user says so, or ``vmap`` cannot do it.
 
         It cannot write buffers (running statistics), nor look at values, as a primary that asks
         for gamma may.
         """
+        return self._run == "in_turn" or (self._run == "auto" and self._vmap_cannot(split))
+
+    def _vmap_cannot(self, split: SplitArguments) -> bool:
         return (
             self.asks_for_gamma
+            or not split.are_tensors
             or self._vmap_fails
             or any(
                 isinstance(module, self._without_vmap)
@@ -224,7 +235,8 @@ class PrimaryCall:
             num_draws: K, 2 or more.
             num_samples: B, if there are inputs to tell it.
         """
-        self._batch_first.check_layers(num_draws)
+        if not self._dims.are_said:
+            self._batch_first.check_layers(num_draws)
         if num_samples != num_draws:
             return
         for name, module in self.primary.named_modules():

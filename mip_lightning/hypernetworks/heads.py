@@ -98,7 +98,7 @@ class LowRankHead(Head):
         self._matrices: list[tuple[int, int] | None] = []
         self._sizes: list[int] = []
         stds: list[float] = []
-        for shape, std in zip(layout.shapes.values(), start.row_stds, strict=True):
+        for shape, std in zip(layout.real_shapes, start.row_stds, strict=True):
             rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (0, 0)
             if rank * (rows + columns) < rows * columns:
                 self._matrices.append((rows, columns))

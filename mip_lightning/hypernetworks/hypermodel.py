@@ -20,6 +20,7 @@ from mip_lightning.hypernetworks._initialization import (
 from mip_lightning.hypernetworks._parameter_layout import ParameterLayout, with_channels_as_in
 from mip_lightning.hypernetworks._primary_call import PrimaryCall
 from mip_lightning.hypernetworks._weight_norm import PredictedWeightNorm
+from mip_lightning.hypernetworks.draws import DrawsConfig
 from mip_lightning.hypernetworks.encodings import (
     EncodingType,
     IdentityEncoding,
@@ -68,6 +69,7 @@ class HyperModel(nn.Module):
         formulation: ``default``, ``input``, ``output`` or ``mip``.
         hypernetwork: Architecture of the hypernetwork.
         theta: Which parameters are predicted, and how theta0 starts.
+        draws: Where the samples of a batch lie that K draws share, and how the draws are run.
 
     Raises:
         UsageError: If the primary has no parameters, the selection chooses nothing, the
@@ -89,6 +91,7 @@ class HyperModel(nn.Module):
         formulation: Formulation = "mip",
         hypernetwork: HypernetworkConfig = HypernetworkConfig(),
         theta: ThetaConfig = ThetaConfig(),
+        draws: DrawsConfig = DrawsConfig(),
     ) -> None:
         super().__init__()
         if formulation not in FORMULATIONS:
@@ -106,7 +109,10 @@ class HyperModel(nn.Module):
                     f" {formulation!r}; use mip or output"
                 )
             load_pretrained(primary, theta.pretrained)
-        self.layout = ParameterLayout({name: p.shape for name, p in theta0.items()})
+        self.layout = ParameterLayout(
+            {name: p.shape for name, p in theta0.items()},
+            frozenset(name for name, p in theta0.items() if p.is_complex()),
+        )
         self._padding_rows = _padding_rows(primary, theta0)
         self.primary = primary
         self.prior = prior
@@ -127,7 +133,7 @@ class HyperModel(nn.Module):
         targets = _targets(self.layout, hypernetwork, theta0, theta.pretrained)
         self.hypernetwork = Hypernetwork(encoding, self.layout, hypernetwork, targets)
         without_vmap = (nn.RNNBase, HyperModel)  # a hypermodel in the primary checks its gamma
-        self._primary_call = PrimaryCall(primary, self.layout, without_vmap)
+        self._primary_call = PrimaryCall(primary, self.layout, without_vmap, draws)
 
     @property
     def asks_for_gamma(self) -> bool:
@@ -210,7 +216,8 @@ class HyperModel(nn.Module):
                 name: with_channels_as_in(theta0[name], theta0[name] + part)
                 for name, part in parts.items()
             }
-            return theta if self.weight_norm is None else self.weight_norm(theta)
+            theta = theta if self.weight_norm is None else self.weight_norm(theta)
+            return {name: weight.to(theta0[name].dtype) for name, weight in theta.items()}
 
     @torch.no_grad()
     def materialize(self, gamma: Gamma) -> nn.Module:

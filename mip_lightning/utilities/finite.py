@@ -18,17 +18,22 @@ def has_nan(values: Any) -> Tensor:
     Returns:
         A bool of shape ``()``, on the device of the first tensor.
     """
-    found = [t.isnan().any() for t in tensors_in([values]) if t.is_floating_point()]
+    found = [t.isnan().any() for t in tensors_in([values]) if holds_numbers(t)]
     return torch.stack(found).any() if found else torch.tensor(False)
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """Name of the first weight with a number that is NaN or infinite; waits once for the device."""
-    numbers = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+    numbers = {name: weight for name, weight in weights.items() if holds_numbers(weight)}
     if not numbers:
         return None
     finite = torch.stack([weight.isfinite().all() for weight in numbers.values()])
     return next((n for n, good in zip(numbers, finite.tolist(), strict=True) if not good), None)
+
+
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is of real or complex numbers, not whole ones."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def trained_weights(module: nn.Module) -> dict[str, Tensor]:

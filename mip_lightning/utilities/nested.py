@@ -12,25 +12,26 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 # Private by name, and yet where libraries register their containers (torch.export asks them to);
 # torch has no public way to open these. `test_outputs_of_draws_are_joined_whatever_holds_them`
 # tells if it is gone; without it, such containers are opened as the mappings that most of them are.
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mip_lightning.utilities.batch_types import batch_type
+
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What the primary is called with: one tensor, positional or keyword arguments."""
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
 """Values that hold no tensor and never change."""
 
-_VALUES = (Tensor, *_PLAIN)
+_VALUES = (Tensor, *PLAIN)
 
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
 """Objects that may hold tensors, none of them a part of a batch."""
 
-_WHOLE = (Tensor, *_PLAIN, *_CODE)
+_WHOLE = (Tensor, *PLAIN, *_CODE)
 """What is not a container."""
 
 
@@ -96,7 +97,7 @@ def open_container(value: Any) -> Container | None:
 
 def _of_items(value: Any, parts: list[Any], rebuild: Callable[[list[Any]], Any]) -> Container:
     if isinstance(value, Mapping):
-        return Container("[{!r}]", dict(zip(value, parts, strict=True)), rebuild)
+        return Container("[{!r}]", dict(zip(value.keys(), parts, strict=True)), rebuild)
     fields = getattr(value, "_fields", ())  # of a named tuple
     if fields:
         return Container(".{}", dict(zip(fields, parts, strict=True)), rebuild)
@@ -124,11 +125,14 @@ def _with_items(value: Any, parts: list[Any]) -> Any:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What a value holds that is not a container, in order, and packed sequences as they are."""
+    """What a value holds that is not a container, in order.
+
+    Objects that hold samples in their own way, such as packed sequences, come as they are.
+    """
     if isinstance(value, Tensor):  # most are
         yield value
         return
-    container = None if isinstance(value, PackedSequence) else open_container(value)
+    container = _opened(value)
     if container is None:
         yield value
     else:
@@ -138,11 +142,11 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in a value, in containers too, in order."""
-    for leaf in leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif isinstance(leaf, PackedSequence):
-            yield from tensors_in(tuple(leaf))
+    if isinstance(value, Tensor):
+        yield value
+    elif container := open_container(value):
+        for part in container.parts.values():
+            yield from tensors_in(part)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -152,16 +156,44 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         value: A tensor, a container, or anything else, which stays.
         function: Called with each tensor, in the order of ``tensors_in``.
     """
-    return _mapped(value, function)[0]
+
+    def replace(name: str, leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return _mapped(value, replace, "", open_container)[0]
 
 
-def _mapped(value: Any, function: Callable[[Tensor], Any]) -> tuple[Any, bool]:
-    """What ``map_tensors`` gives, and whether there was a tensor."""
-    if isinstance(value, Tensor):
-        return function(value), True
-    container = open_container(value)
-    mapped = [] if container is None else [_mapped(p, function) for p in container.parts.values()]
-    if container is None or not any(had_tensors for _, had_tensors in mapped):
+def map_leaves(value: Any, function: Callable[[str, Any], Any], name: str) -> Any:
+    """Put something in the place of each leaf; containers in which none changes stay the same.
+
+    Args:
+        value: A container, or anything else, which is a leaf.
+        function: Called with the name and the value of each leaf, in the order of ``leaves``.
+        name: What the value is called, which names of leaves begin with: ``x.images[1]``.
+    """
+    return _mapped(value, function, name, _opened)[0]
+
+
+def _opened(value: Any) -> Container | None:
+    return None if batch_type(value) is not None else open_container(value)
+
+
+def _mapped(
+    value: Any,
+    function: Callable[[str, Any], Any],
+    name: str,
+    opened: Callable[[Any], Container | None],
+) -> tuple[Any, bool]:
+    """The mapped value, and whether it is another."""
+    container = None if isinstance(value, Tensor) else opened(value)
+    if container is None:
+        other = function(name, value)
+        return other, other is not value
+    mapped = [
+        _mapped(part, function, name + container.form.format(key), opened)
+        for key, part in container.parts.items()
+    ]
+    if not any(is_other for _, is_other in mapped):
         return value, False
     return container.rebuild([part for part, _ in mapped]), True
 
@@ -172,23 +204,15 @@ def holds_only_tensors(value: Any) -> bool:
 
 
 def hides_tensors(value: Any) -> bool:
-    """Whether an object that is not a container has tensors, which could not be split or joined.
-
-    The tensors of a packed sequence hold samples in no dimension.
-    """
+    """Whether an object that is not a container has tensors, which could not be split or joined."""
     if isinstance(value, _WHOLE):
         return False
-    if isinstance(value, PackedSequence):
-        return True
-    return (
-        open_container(value) is None
-        and next(tensors_in(gc.get_referents(value)), None) is not None
-    )
+    return _opened(value) is None and next(tensors_in(gc.get_referents(value)), None) is not None
 
 
 def describe(value: Any) -> str:
     """A value in a few words, for messages."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN):
         return reprlib.repr(value)
     container = open_container(value)
     names = [] if container is None else [container.form.format(key) for key in container.parts]

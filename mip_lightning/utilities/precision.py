@@ -16,6 +16,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def real_numbers(tensor: Tensor) -> Tensor:
+    """A tensor of numbers; of complex ones their two parts, along one more dimension of size 2."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def default_dtype() -> torch.dtype:
     """The type of new floating-point numbers: PyTorch's default, or float32 where that is coarser.
 

@@ -1,6 +1,7 @@
 """The command lines of the documents: where they stand, and how one is run as by a user."""
 
 import contextlib
+import itertools
 import os
 import pty
 import re
@@ -141,21 +142,21 @@ def run(
         stdin=subprocess.DEVNULL, stdout=terminals[0][1], stderr=terminals[1][1],
     )  # fmt: skip
     said = {ours: b"" for ours, _ in terminals}
-    for _, theirs in terminals:
-        os.close(theirs)
-    reading = set(said)
-    while reading and not stop.is_set() and time.monotonic() < start + timeout:
-        for ours in select.select(reading, [], [], 1.0)[0]:
-            try:
-                said[ours] += os.read(ours, 65536)
-            except OSError:  # every process that had this terminal has ended
-                reading.discard(ours)
-    status = None if reading else process.wait()
+    # The terminals stay open here to the end: some systems lose what is unread at the last close.
+    has_ended = False
+    while not stop.is_set() and time.monotonic() < start + timeout:
+        has_ended = process.poll() is not None
+        readable = select.select(said, [], [], 0.0 if has_ended else 0.5)[0]
+        for ours in readable:
+            said[ours] += os.read(ours, 65536)
+        if has_ended and not readable:
+            break
+    status = process.returncode if has_ended else None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for ours in said:
-        os.close(ours)
+    for terminal in itertools.chain(*terminals):
+        os.close(terminal)
     out, err = (
         re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?=\n)", "", text.decode(errors="replace"))
         for text in said.values()
