@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         utilities,
     )
     from mip_lightning.core import (
+        FromBatch,
+        GammaSource,
         HyperLightningModule,
         LabelledMetric,
         StepOutput,
@@ -91,6 +93,8 @@ __all__ = [
     "FactoredAdam",
     "FactoredAdamW",
     "FactoredSGD",
+    "FromBatch",
+    "GammaSource",
     "Head",
     "HyperLightningModule",
     "HyperModel",

@@ -62,6 +62,9 @@ def make_optimizer(
     Raises:
         UsageError: If the schedule cannot be made, or ends before the run.
     """
+    if model.learning_rate is not None:
+        options = {**optimizer_init.get("init_args", {}), "lr": model.learning_rate}
+        optimizer_init = {**optimizer_init, "init_args": options}
     optimizer: Optimizer = instantiate_class(model.parameter_groups(), optimizer_init)
     factored = FACTORED.get(type(optimizer))
     if factored is not None:

@@ -8,9 +8,12 @@ from mip_lightning.core.evaluation import (
     GammaMetrics,
     Stage,
 )
+from mip_lightning.core.evaluations import Evaluations
+from mip_lightning.core.gamma_source import FromBatch, GammaSource
 from mip_lightning.core.metrics import LabelledMetric, NaNAware, SeenNaN
 from mip_lightning.core.module import HyperLightningModule
 from mip_lightning.core.outputs import StepOutput, TrainingBatch, Volume
+from mip_lightning.core.own_gamma_evaluation import OwnGammaEvaluation
 from mip_lightning.core.parameter_groups import GroupOptions
 from mip_lightning.core.requested_gamma import GammaRequest, RequestedGamma
 from mip_lightning.core.without_logging import without_logging
@@ -20,12 +23,16 @@ __all__ = [
     "DrawsPerBatch",
     "Evaluation",
     "EvaluationResult",
+    "Evaluations",
+    "FromBatch",
     "GammaMetrics",
     "GammaRequest",
+    "GammaSource",
     "GroupOptions",
     "HyperLightningModule",
     "LabelledMetric",
     "NaNAware",
+    "OwnGammaEvaluation",
     "RequestedGamma",
     "SeenNaN",
     "Stage",

@@ -21,14 +21,14 @@ class EvaluatedSamples:
         """Start from the first batch of an epoch."""
         self._position = 0
 
-    def of(self, batch: Any, loaders: Any) -> Any | None:
+    def of(self, batch: Any, loader: Any) -> Any | None:
         """A batch without repeated samples; ``None`` where no other ones are in it.
 
         Args:
             batch: What the data loader gives; called for each batch in turn.
-            loaders: The trainer's data loader, or a list of it.
+            loader: The data loader.
         """
-        sampler = _sampler(loaders)
+        sampler = _sampler(loader)
         if sampler is None or sampler.drop_last:
             return batch
         size = batch_size(batch)
@@ -41,10 +41,8 @@ class EvaluatedSamples:
         return take_samples(batch, slice(number), size) if number else None
 
 
-def _sampler(loaders: Any) -> DistributedSampler[Any] | None:
-    if isinstance(loaders, (list, tuple)) and len(loaders) == 1:
-        (loaders,) = loaders
-    for owner in (loaders, getattr(loaders, "batch_sampler", None)):
+def _sampler(loader: Any) -> DistributedSampler[Any] | None:
+    for owner in (loader, getattr(loader, "batch_sampler", None)):
         sampler = getattr(owner, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             return sampler

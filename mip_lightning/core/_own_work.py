@@ -47,7 +47,7 @@ class OwnWork(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _own(pl_module).check_weights()
+        _own(pl_module).finish_epoch()
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,15 +92,18 @@ def _own(pl_module: LightningModule) -> "HyperLightningModule":
     return cast("HyperLightningModule", pl_module)
 
 
-def check_own_work(pl_module: LightningModule) -> None:
-    """Check that the trainer has the callback.
+def has_own_work(pl_module: "HyperLightningModule") -> bool:
+    """Whether the trainer has the callback; a tuner takes all callbacks away for its trial.
 
     Raises:
         UsageError: If a user's ``configure_callbacks`` has left it out.
     """
     callbacks = pl_module.trainer.callbacks  # type: ignore[attr-defined]
-    if not any(isinstance(callback, OwnWork) for callback in callbacks):
-        raise UsageError(
-            f"{type(pl_module).__name__}.configure_callbacks leaves out what this library does: add"
-            " super().configure_callbacks() to what it returns"
-        )
+    if any(isinstance(callback, OwnWork) for callback in callbacks):
+        return True
+    if pl_module.brings_own_work:
+        return False
+    raise UsageError(
+        f"{type(pl_module).__name__}.configure_callbacks leaves out what this library does: add"
+        " super().configure_callbacks() to what it returns"
+    )

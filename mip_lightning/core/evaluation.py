@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 
 from mip_lightning.core._primary_cache import PrimaryCache
 from mip_lightning.core.batches import batch_size
@@ -89,6 +89,8 @@ class EvaluationResult:
         extra: The metrics that are not swept, by name.
         references: What figures show next to a metric, by its name: a label and a value.
         label_names: Names of labels, where the data have them.
+        overall: Each metric with every sample at the gamma that comes with it, by name; ``None``
+            where gamma is swept.
     """
 
     stage: Stage
@@ -98,17 +100,22 @@ class EvaluationResult:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     references: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     label_names: Mapping[int, str] = field(default_factory=dict)
+    overall: Mapping[str, Tensor] | None = None
 
     def scalars(self) -> dict[str, Tensor]:
         """The numbers that are logged, by name.
 
         ``val_accuracy`` is the mean over gamma, ``val_accuracy_best`` the value at the best gamma,
-        ``val_accuracy_best_gamma`` this gamma, where it has one dimension.
+        ``val_accuracy_best_gamma`` this gamma, where it has one dimension. With every sample at its
+        own gamma, ``val_accuracy`` and ``val_accuracy_best``, by which checkpoints are chosen, are
+        both the metric of all samples.
         """
-        scalars = {}
+        scalars: dict[str, Tensor] = {}
+        for name, value in (self.overall or {}).items():
+            scalars |= dict.fromkeys((f"{self.stage}_{name}", f"{self.stage}_{name}_best"), value)
         for name, curve in self.curves.items():
             key = f"{self.stage}_{name}"
-            scalars[key] = curve.mean
+            scalars.setdefault(key, curve.mean)
             if curve.best is not None:
                 scalars[f"{key}_best"] = curve.values[curve.best]
                 if len(self.names) == 1:
@@ -133,6 +140,9 @@ class GammaMetrics:
         if LOSS in metrics:
             raise UsageError("a metric is called 'loss', which the loss itself is: rename it")
         self._names = list(metrics)
+        self._better: dict[str, bool | None] = {LOSS: False}
+        self._better |= {name: m.higher_is_better for name, m in metrics.items()}
+        self._count = SumMetric()
         # A loss that is NaN is shown as such, not left out of the mean.
         self._loss = MeanMetric(nan_strategy="disable")
         self._nan = SeenNaN()
@@ -140,7 +150,7 @@ class GammaMetrics:
 
     def reset(self, device: torch.device) -> None:
         """Start again, whatever an interrupted evaluation has left."""
-        for metric in (self._loss, self._nan, self._metrics):
+        for metric in (self._count, self._loss, self._nan, self._metrics):
             metric.to(device).reset()
 
     def update(self, output: StepOutput, size: int) -> None:
@@ -150,6 +160,7 @@ class GammaMetrics:
             output: The batch's mean loss, and what the metrics take.
             size: Number of samples in it.
         """
+        self._count.update(size)
         self._nan.update(output.has_nan())
         with float32_by_default():  # a step's own may be bfloat16
             # A value for each sample and not a weight: torchmetrics 1.9 drops weights here.
@@ -158,7 +169,10 @@ class GammaMetrics:
                 self._metrics.update(output.prediction, output.target)
 
     def compute(self) -> dict[str, Curve]:
-        """Each metric over all ranks, as the point of a curve."""
+        """Each metric over all ranks, as the point of a curve; NaN without a sample."""
+        if not self._count.compute():
+            nothing = torch.full((1,), torch.nan, device=self._count.device)
+            return {name: Curve(nothing, better) for name, better in self._better.items()}
         points = {LOSS: Curve(self._loss.compute().float().reshape(1), higher_is_better=False)}
         nan = self._nan.compute().reshape(1)
         for name in self._names:
@@ -199,6 +213,7 @@ class Evaluation:
         references: Mapping[str, tuple[str, str]],
     ) -> None:
         self.stage = stage
+        self._model = model
         self.names = model.prior.names
         self.grid = grid
         self.primaries = PrimaryCache(model)

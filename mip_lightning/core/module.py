@@ -15,18 +15,21 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from mip_lightning.core._checkpointed_module import CheckpointedModule
-from mip_lightning.core._evaluated_samples import EvaluatedSamples
 from mip_lightning.core._given_hyperparameters import save_plain_hyperparameters
-from mip_lightning.core._own_work import OwnWork, check_own_work
+from mip_lightning.core._own_work import OwnWork, has_own_work
 from mip_lightning.core._primary_cache import PrimaryCache
 from mip_lightning.core.batches import DrawsPerBatch, batch_size, check_counts
 from mip_lightning.core.evaluation import Evaluation, Stage
+from mip_lightning.core.evaluations import Evaluations
+from mip_lightning.core.gamma_source import GammaSource, SeenOutside, gamma_of_batch
 from mip_lightning.core.outputs import StepOutput, TrainingBatch
+from mip_lightning.core.own_gamma_evaluation import OwnGammaEvaluation
 from mip_lightning.core.parameter_groups import (
     GroupOptions,
     check_groups,
     check_options,
     parameter_groups,
+    restore_rates,
 )
 from mip_lightning.core.requested_gamma import RequestedGamma
 from mip_lightning.core.without_logging import without_logging
@@ -65,10 +68,14 @@ class HyperLightningModule(CheckpointedModule, ABC):
             ``ordinary``, ``trunk``, ``head``), such as ``{"theta0": {"lr": 1e-5}}``.
         draws_per_batch: K, the number of gamma sampled for a training batch, which must divide it;
             or ``one_per_sample``.
+        gamma_source: Tells the gamma of a batch, which then is not sampled from the prior; ``None``
+            for the prior.
         validation_grid_size: Number of gamma over which validation sweeps.
         test_grid_size: Number of gamma over which test sweeps.
 
     Attributes:
+        learning_rate: What takes the place of the optimizer's learning rate, as
+            ``LearningRateFinder`` sets it; ``None`` for none.
         optimizer_factory: What makes the optimizer in place of the default one; ``None`` for none.
         latest: Gamma and output of the latest training batch; ``None`` before the first.
         requested: The gamma at which ``predict`` was asked to predict; ``None`` for none.
@@ -110,6 +117,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         draws: DrawsConfig = DrawsConfig(),
         group_options: GroupOptions | None = None,
         draws_per_batch: DrawsPerBatch = 1,
+        gamma_source: GammaSource | None = None,
         validation_grid_size: int = 5,
         test_grid_size: int = 11,
     ) -> None:
@@ -122,15 +130,22 @@ class HyperLightningModule(CheckpointedModule, ABC):
         check_groups(self.group_options)
         self.theta_decay = theta.weight_decay
         self.model = HyperModel(primary, prior, formulation, hypernetwork, theta, draws)
+        if gamma_source is not None and draws_per_batch != 1:
+            raise UsageError(
+                f"draws_per_batch={draws_per_batch}: gamma comes from gamma_source, which tells how"
+                " many there are: leave the one or the other out"
+            )
         self.draws_per_batch = draws_per_batch
+        self.gamma_source = gamma_source
+        self._seen_outside = SeenOutside()
+        self.learning_rate: float | None = None
+        self.brings_own_work = False
         self.optimizer_factory: Callable[[Any], OptimizerLRScheduler] | None = None
         self.label_names: Mapping[int, str] = {}
         self.requested: RequestedGamma | None = None
         self.predict_primaries = PrimaryCache(self.model)
         self._grid_sizes: dict[Stage, int] = {"val": validation_grid_size, "test": test_grid_size}
-        self._chosen_grids: dict[Stage, Tensor | None] = {}
-        self._evaluations: dict[Stage, Evaluation] = {}
-        self._evaluated = EvaluatedSamples()
+        self._evaluations = Evaluations(self._make_evaluation)
         self.latest: TrainingBatch | None = None
 
     @abstractmethod
@@ -183,7 +198,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         raise UsageError(f"{type(self).__name__}: the samples of this batch have no names")
 
     @override
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Override it to make predictions; until then a task has none.
 
         Raises:
@@ -191,6 +206,16 @@ class HyperLightningModule(CheckpointedModule, ABC):
         """
         task = type(self).__name__
         raise UsageError(f"{task} does not say how to predict: override its predict_step")
+
+    def finish_epoch(self) -> None:
+        """Look, at the end of a training epoch, at what its steps did not wait for.
+
+        Raises:
+            NonFiniteError: If a weight is not finite.
+            UsageError: If gamma was outside the prior's support.
+        """
+        self.check_weights()
+        self._seen_outside.check()
 
     def start_batch(self) -> None:
         """What a task does before each training batch; nothing by default."""
@@ -200,11 +225,15 @@ class HyperLightningModule(CheckpointedModule, ABC):
         return self.model(inputs, gamma)
 
     def sample_gamma(self, batch: Any, batch_idx: int) -> Float[Tensor, "K D"]:
-        """Sample gamma for a training batch, on the CPU.
+        """Sample gamma for a training batch, on the CPU; or what ``gamma_source`` tells.
 
         A function of seed, epoch, batch index and, unless ranks share gamma, rank: so a resumed run
         samples what the undisturbed one would have.
         """
+        if self.gamma_source is not None:
+            gamma = gamma_of_batch(self.gamma_source, batch, self.model.prior)
+            self._seen_outside.update(gamma, self.model.prior)
+            return gamma
         num_draws = (
             batch_size(batch) if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
         )
@@ -229,12 +258,12 @@ class HyperLightningModule(CheckpointedModule, ABC):
         return objective
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val", dataloader_idx)
 
     @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "test", dataloader_idx)
 
     def step_output(self, batch: Any, primary: PrimaryAtGamma) -> StepOutput:
         """What the task makes of a batch and the primary at some gamma.
@@ -274,31 +303,40 @@ class HyperLightningModule(CheckpointedModule, ABC):
             raise UsageError(f"{type(self).__name__} predicts at a gamma: give predict --gamma 0.3")
         return self.requested
 
-    def evaluation(self, stage: Stage) -> Evaluation:
+    def evaluation(self, stage: Stage, loader: int = 0) -> Evaluation:
         """The evaluation of validation (``val``) or of test: its grid, metrics and result.
+
+        Args:
+            stage: ``val`` or ``test``.
+            loader: Which data loader. The numbers of the first one have plain names; those of
+                others end with ``/loader_1``.
 
         Raises:
             UsageError: If a metric has an impossible name.
         """
-        if stage not in self._evaluations:
-            grid = self._chosen_grids.get(stage)
-            self._evaluations[stage] = Evaluation(
-                stage,
-                self.model,
-                self.model.prior.grid(self._grid_sizes[stage]) if grid is None else grid,
-                self.configure_metrics(),
-                self.configure_extra_metrics(stage),
-                self.references,
-            )
-        return self._evaluations[stage]
+        return self._evaluations.of(stage, loader)
 
     def evaluate_at(self, stage: Stage, gammas: Float[Tensor, "n D"] | None) -> None:
         """Let a stage measure at some gamma; ``None`` for the prior's grid, as by default."""
-        self._evaluations.pop(stage, None)
-        self._chosen_grids[stage] = gammas
+        self._evaluations.choose(stage, gammas)
+
+    def _make_evaluation(self, stage: Stage, gammas: Float[Tensor, "n D"] | None) -> Evaluation:
+        options: dict[str, Any] = {
+            "stage": stage,
+            "model": self.model,
+            "grid": self.model.prior.grid(self._grid_sizes[stage]) if gammas is None else gammas,
+            "metrics": self.configure_metrics(),
+            "extra_metrics": self.configure_extra_metrics(stage),
+            "references": self.references,
+        }
+        source = self.gamma_source
+        if source is None or source.sweeps_grid or gammas is not None:
+            return Evaluation(**options)
+        return OwnGammaEvaluation(source, **options)
 
     @override
     def configure_callbacks(self) -> list[Callback]:
+        self.brings_own_work = True
         callbacks: Sequence[Any] = getattr(self.trainer, "callbacks", ())
         return [] if any(isinstance(c, OwnWork) for c in callbacks) else [OwnWork()]
 
@@ -306,7 +344,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_factory is not None:
             return self.optimizer_factory(self)
-        return FactoredAdam(self.parameter_groups(), lr=3e-4)
+        return FactoredAdam(self.parameter_groups(), lr=self.learning_rate or 3e-4)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by group, as an optimizer takes them, with their options."""
@@ -325,6 +363,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
         """
         for optimizer in self.trainer.optimizers:
             check_options(optimizer, self.group_options)
+            if self.learning_rate is not None and self.trainer.global_step == 0:
+                restore_rates(optimizer, self.group_options)
         # Ranks that share gamma sample it from one seed, even where each was seeded by itself.
         self.gamma_seed = self.trainer.strategy.broadcast(self.gamma_seed)
         num_draws = None if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
@@ -333,20 +373,21 @@ class HyperLightningModule(CheckpointedModule, ABC):
 
     def start_evaluation(self, stage: Stage) -> None:
         """Reset all metrics; from now on the weights at each gamma are predicted once."""
-        self._evaluated.start()
-        self.evaluation(stage).start(self.device)
+        self._evaluations.start(stage, self.device)
 
     def finish_evaluation(self, stage: Stage) -> None:
-        """Compute the result and log it."""
-        result = self.evaluation(stage).finish(self.label_names)
-        for name, value in result.scalars().items():
-            # Every rank holds the same number; the reduction only tells Lightning so.
-            self.log(name, value, prog_bar=name == self.monitor, sync_dist=True)
+        """Compute the results and log them."""
+        for ending, result in self._evaluations.finish(stage, self.label_names):
+            for name, value in result.scalars().items():
+                shown = name == self.monitor and not ending
+                # Every rank holds the same number; the reduction only tells Lightning so.
+                self.log(f"{name}{ending}", value, shown, sync_dist=True)
 
-    def _evaluate(self, batch: Any, stage: Stage) -> None:
+    def _evaluate(self, batch: Any, stage: Stage, loader: int) -> None:
+        if not has_own_work(self):
+            return
         trainer = self.trainer
-        check_own_work(self)
         loaders = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
-        own = self._evaluated.of(batch, loaders)
-        if own is not None:
-            self.evaluation(stage).update(own, self.step_output)
+        of_loader = loaders[loader] if isinstance(loaders, (list, tuple)) else loaders
+        evaluations = self._evaluations
+        evaluations.update(stage, loader, batch, of_loader, self.device, self.step_output)

@@ -69,3 +69,11 @@ def check_options(optimizer: Optimizer, options: GroupOptions) -> None:
                     f"group_options: {type(optimizer).__name__} has no {option!r} for {name}: it"
                     f" has {', '.join(optimizer.defaults)}"
                 )
+
+
+def restore_rates(optimizer: Optimizer, group_options: GroupOptions) -> None:
+    """Give groups their own learning rates again, which a finder of the rate has overwritten."""
+    for name, options in group_options.items():
+        for group in optimizer.param_groups:
+            if group.get("name") == name:
+                group["lr"] = options.get("lr", group["lr"])

@@ -11,15 +11,35 @@ import copy
 import gc
 import operator
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from mip_lightning.errors import UsageError
+from mip_lightning.functional._checkpoint_guard import guard_checkpoints
 
 _SWAP_LOCK = threading.RLock()
+
+_is_watched: ContextVar[bool] = ContextVar("is_watched", default=True)
+"""Whether this thread's uses of weights count."""
+
+_VIEWS = ("T", "mT", "H", "mH", "data", "real", "imag")
+"""Attributes of a tensor that lead to its numbers, as its size and type do not."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+WATCHED_CALLS = 2
+"""First calls in which it is watched which weights are used: a registry may be filled in one."""
 
 _OPAQUE = (FunctionType, BuiltinFunctionType)
 """What ``copy.deepcopy`` does not look into."""
@@ -28,8 +48,11 @@ _OPAQUE = (FunctionType, BuiltinFunctionType)
 class ReplicaCall:
     """Calls a network with given weights.
 
-    A network whose modules cannot be replicated (one keeps another in a closure, say) is called
-    by ``functional_call``, one thread at a time; code that ``torch.compile`` traces as well.
+    A network whose modules cannot be replicated (one keeps another in a closure or a weak
+    reference, say) is called by ``functional_call``, one thread at a time; code that
+    ``torch.compile`` traces as well. What a network is given between calls (an attribute, a hook)
+    is looked at before the next one. References that no look finds, such as a registry of the
+    module's file, show in the first calls: there it is watched which weights are used.
 
     Args:
         network: The network.
@@ -39,8 +62,13 @@ class ReplicaCall:
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.network = network
         self.names = tuple(names)
+        self._forget()
+
+    def _forget(self) -> None:
         self._shared: dict[int, Any] | None = None
-        self._modules: list[nn.Module] = []
+        self._known: dict[int, Any] = {}
+        self._swaps = False
+        self._to_watch = WATCHED_CALLS
 
     def __call__(
         self, weights: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -51,6 +79,10 @@ class ReplicaCall:
             weights: Weight of each of ``names``; the others stay the network's own.
             args: Positional arguments of the network.
             kwargs: Keyword arguments of the network.
+
+        Raises:
+            UsageError: If the network uses a weight by a reference of its own, in whose place no
+                other can be put.
         """
         if torch.compiler.is_compiling():
             return functional_call(self.network, dict(weights), args, kwargs)
@@ -62,25 +94,168 @@ class ReplicaCall:
         Args:
             weights: Weight of each of ``names``.
         """
-        modules = list(self.network.modules())
-        if self._shared is None or not _are_same(self._modules, modules):
+        held: list[Any] = []
+        network: nn.Module | None = None
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal held, network
+            now = _held(self.network)
+            if network is None or self._swaps or not _are_same(held, now):
+                held, network = now, self._replica_of(now, weights)
+            if network is not None:
+                found = self._watched(network, weights, args, kwargs)
+                if not self._swaps:
+                    return found
+                network = None
+            return self._swapped(weights, args, kwargs)
+
+        return call
+
+    def _replica_of(self, held: Sequence[Any], weights: Mapping[str, Tensor]) -> nn.Module | None:
+        """A replica with given weights; ``None`` if the network cannot be replicated."""
+        new = [value for value in held if id(value) not in self._known]
+        inside = _inside(self.network) if new else set()
+        if self._shared is None or any(_leads_inside(value, inside) for value in new):
+            self._forget()
             self._shared = _shareable(self.network, self.names)
-            self._modules = modules
-        if self._shared:
-            return _replica(self.network, weights, self._shared)
+            self._swaps = not self._shared
+            # Tensors are no part of it: a graph would live as long.
+            self._known = {id(v): v for v in held if type(v) is not Tensor}
+            new = []
+        if self._swaps:
+            return None
+        return _replica(self.network, weights, {**self._shared, **{id(v): v for v in new}})
 
-        def swapped(*args: Any, **kwargs: Any) -> Any:
-            with _SWAP_LOCK:
-                return functional_call(self.network, dict(weights), args, kwargs)
+    def _watched(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Call a replica; if it uses weights of the network itself, there will be none again."""
+        if not self._to_watch or _is_compiled(self.network):
+            return network(*args, **kwargs)
+        self._to_watch -= 1
+        with _Watch(self.network, weights) as watch:
+            found = network(*args, **kwargs)
+        if watch.used is not None:
+            self._swaps = True
+            self._to_watch = WATCHED_CALLS
+            rank_zero_info(
+                f"{type(self.network).__name__} finds {watch.used} by a reference of its own, so"
+                " it is called by functional_call, one thread at a time"
+            )
+        return found
 
-        return swapped
+    def _swapped(
+        self, weights: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the network itself with given weights in the places of its own."""
+        is_compiled = _is_compiled(self.network)
+        if torch.is_grad_enabled() and not is_compiled:
+            guard_checkpoints(self.network)
+        watch = _Watch(self.network, weights)
+        watches = self._to_watch and not is_compiled
+        with _SWAP_LOCK, watch if watches else nullcontext():
+            found = functional_call(self.network, dict(weights), args, kwargs)
+        self._to_watch = max(0, self._to_watch - 1)
+        if watch.used is not None:
+            raise UsageError(
+                f"{type(self.network).__name__} keeps the parameter {watch.used} by a reference of"
+                " its own, in whose place no predicted weight can be put: look it up in its module"
+            )
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # What is shared is known by address, which no copy keeps.
-        return {**vars(self), "_shared": None, "_modules": []}
+        return {"network": self.network, "names": self.names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
-def _are_same(before: Sequence[nn.Module], now: Sequence[nn.Module]) -> bool:
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """While it lasts, weights of networks may be used: to predict others from them."""
+    token = _is_watched.set(False)
+    try:
+        yield
+    finally:
+        _is_watched.reset(token)
+
+
+class _Watch(TorchFunctionMode):
+    """Notices that a network's own weights are used, while others are in their places.
+
+    Args:
+        network: The network.
+        weights: What is in the places of its own, by name.
+
+    Attributes:
+        used: Name of one that was used; ``None`` for none.
+    """
+
+    def __init__(self, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        own = dict(network.named_parameters(remove_duplicate=False))
+        self._names = {id(own[n]): n for n, weight in weights.items() if weight is not own[n]}
+        self.used: str | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at the arguments of a function of torch, and call it."""
+        kwargs = kwargs or {}
+        is_getter = getattr(func, "__name__", "") == "__get__"
+        of = getattr(getattr(func, "__self__", None), "__name__", "")
+        is_use = not is_getter or of in _VIEWS
+        if is_use and _is_watched.get():
+            for value in (*args, *kwargs.values()):
+                for part in value if isinstance(value, (list, tuple)) else (value,):
+                    self.used = self._names.get(id(part), self.used)
+        return func(*args, **kwargs)
+
+
+def _held(network: nn.Module) -> list[Any]:
+    """What the modules of a network hold, and what is in their lists and mappings (of hooks)."""
+    held: list[Any] = []
+    for module in network.modules():
+        for value in vars(module).values():
+            if type(value) in _PLAIN:
+                continue
+            held.append(value)
+            if type(value) in (dict, OrderedDict):
+                held.extend(value.values())
+            elif type(value) in (list, tuple, set):
+                held.extend(value)
+    return held
+
+
+def _leads_inside(value: Any, inside: set[int]) -> bool:
+    """Whether a value that is new in a network leads to parts of it, or is one."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        return False
+    return isinstance(value, (nn.Module, nn.Parameter)) or _reaches(value, inside)[0]
+
+
+def _inside(network: nn.Module) -> set[int]:
+    return {id(part) for part in (*network.modules(), *network.parameters())}
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    """Whether parts of a network are compiled: those cannot be watched, nor take hooks."""
+    return any(
+        isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_orig_mod")
+        for module in network.modules()
+    )
+
+
+def _are_same(before: Sequence[Any], now: Sequence[Any]) -> bool:
     return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
@@ -95,7 +270,7 @@ def _replica(
 
 def _shareable(network: nn.Module, names: Sequence[str]) -> dict[int, Any]:
     """What replicas share with a network, by address; nothing if it cannot be replicated."""
-    inside = {id(part) for part in (*network.modules(), *network.parameters())}
+    inside = _inside(network)
     own = dict(network.named_parameters(remove_duplicate=False))
     given = {own[name] for name in names}
     shared: dict[int, Any] = {}
@@ -139,6 +314,11 @@ def _reaches(value: Any, inside: set[int]) -> tuple[bool, bool]:
             reached = True
         if id(item) in seen or id(item) in inside or isinstance(item, (type, ModuleType, Tensor)):
             continue
+        # A copy of one refers to what it did. Recurrent layers have such of their weights, unused.
+        if isinstance(item, weakref.ReferenceType) and isinstance(item(), nn.Module):
+            waiting.append((item(), True))
+        if isinstance(item, weakref.ProxyTypes):  # which do not tell to what
+            return True, True
         seen.add(id(item))
         opaque = opaque or isinstance(item, _OPAQUE)
         waiting += [(part, opaque) for part in _parts(item)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mip_lightning.errors import UsageError
 from mip_lightning.hypernetworks.draws import OUTPUT, BatchDims, PerDraw
-from mip_lightning.utilities.batch_types import BatchType, batch_type
+from mip_lightning.utilities._batch_types import BatchType, batch_type
 from mip_lightning.utilities.nested import (
     PLAIN,
     Arguments,

@@ -5,6 +5,7 @@ parameters; the formulations differ only in the encoding E and in how theta0 sta
 """
 
 import copy
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mip_lightning.errors import UsageError
+from mip_lightning.functional.replica import unwatched
 from mip_lightning.hypernetworks._initialization import (
     activation_gain,
     delta_variances,
@@ -206,7 +208,8 @@ class HyperModel(nn.Module):
         """
         reference = next(self.hypernetwork.parameters())
         gamma = gamma.to(torch.promote_types(reference.dtype, torch.float32))
-        with torch.autocast(reference.device.type, enabled=False):
+        watch = nullcontext() if torch.compiler.is_compiling() else unwatched()
+        with watch, torch.autocast(reference.device.type, enabled=False):
             delta = self.hypernetwork(gamma if gamma.ndim == 2 else gamma.unsqueeze(0))
             parts = self.layout.split(delta if gamma.ndim == 2 else delta.squeeze(0))
             theta0 = self.theta0

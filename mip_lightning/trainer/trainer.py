@@ -171,6 +171,12 @@ class HyperTrainer(Trainer):
             UsageError: If a value is out of range, no gamma is as cheap as that, or as
                 ``GammaSearch`` raises.
         """
+        source = model.gamma_source
+        if source is not None and not source.sweeps_grid:
+            raise UsageError(
+                f"gamma comes with each sample (gamma_source={type(source).__name__}): there is"
+                " none to select, unless the source has sweeps_grid=True"
+            )
         if grid_size < 2:
             raise UsageError(f"grid_size={grid_size}: start from 2 values or more")
         if not 0.0 < tolerance < 1.0:

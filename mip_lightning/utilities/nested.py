@@ -18,7 +18,7 @@ from torch import Tensor, nn
 # tells if it is gone; without it, such containers are opened as the mappings that most of them are.
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mip_lightning.utilities.batch_types import batch_type
+from mip_lightning.utilities._batch_types import batch_type
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """What the primary is called with: one tensor, positional or keyword arguments."""

@@ -25,8 +25,7 @@ def test_the_samples_of_all_ranks_are_each_sample_once(ranks, batch_size, shuffl
             evaluated = EvaluatedSamples()
             for _ in range(2):  # epochs, the first of which breaks off
                 evaluated.start()
-                loaders = [loader] if rank else loader  # as Lightning has it, either way
-                found = [evaluated.of(batch, loaders) for batch in loader]
+                found = [evaluated.of(batch, loader) for batch in loader]
             seen += [i for batch in found if batch is not None for i in batch.tolist()]
         assert sorted(seen) == list(range(size))
 

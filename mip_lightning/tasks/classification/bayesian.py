@@ -113,13 +113,17 @@ class BayesianClassification(HyperLightningModule):
 
     @override
     def predict_step(
-        self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
+        self,
+        batch: ImagesAndLabels | Float[Tensor, "B *shape"],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> dict[str, Tensor]:
         """Predict by the average over draws, or over the gamma that was asked for.
 
         Args:
             batch: Images, alone or with labels.
             batch_idx: Index of the batch.
+            dataloader_idx: Index of its data loader.
 
         Returns:
             For each sample its ``label``, if the batch has labels, the ``predicted`` class, the

@@ -88,13 +88,17 @@ class Classification(HyperLightningModule):
 
     @override
     def predict_step(
-        self, batch: ImagesAndLabels | Float[Tensor, "B *shape"], batch_idx: int
+        self,
+        batch: ImagesAndLabels | Float[Tensor, "B *shape"],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> dict[str, Tensor]:
         """Predict at the one gamma that was asked for.
 
         Args:
             batch: Images, alone or with labels.
             batch_idx: Index of the batch.
+            dataloader_idx: Index of its data loader.
 
         Returns:
             ``label`` ``(B,)``, if the batch has labels, the ``predicted`` class ``(B,)`` and

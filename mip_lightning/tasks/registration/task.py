@@ -193,7 +193,7 @@ class Registration(HyperLightningModule):
         return {"dice_before": DiceBefore()}
 
     @override
-    def predict_step(self, batch: Pair, batch_idx: int) -> list[Volume]:
+    def predict_step(self, batch: Pair, batch_idx: int, dataloader_idx: int = 0) -> list[Volume]:
         """Warped image, warped labels and displacement of each pair at each requested gamma.
 
         All are on the fixed image's grid. A displacement has three components in millimeters, the

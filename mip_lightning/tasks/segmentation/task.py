@@ -154,7 +154,9 @@ class Segmentation(HyperLightningModule):
         return batch["name"] if "name" in batch else super().sample_names(batch)
 
     @override
-    def predict_step(self, batch: LabelledImages, batch_idx: int) -> list[Volume]:
+    def predict_step(
+        self, batch: LabelledImages, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Volume]:
         """The predicted labels of each image at each requested gamma, in its own size.
 
         Raises:
