@@ -33,7 +33,11 @@ test test-all test-lowest: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-dev  ## Run the tests
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-all: $(VENV)/installed-dev  ## Run the tests, the slow ones too
+$(VENV)/installed-zoo: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,zoo]'
+	touch $@
+
+test-all: $(VENV)/installed-zoo  ## Run the tests, the slow ones too
 	$(BIN)/python $(PYTEST)
 
 .venv-lowest/installed: pyproject.toml tests/lowest.txt

@@ -258,3 +258,24 @@ def test_a_line_says_once_that_draws_run_in_turn(caplog):
     torch.testing.assert_close(found, torch.cat(each))
     (line,) = [message for message in caplog.messages if "run in turn" in message]
     assert line.startswith("K draws of Filling run in turn, for vmap cannot run it (vmap: in")
+
+
+@pytest.mark.slow
+def test_tensordicts_are_split_by_samples_and_joined():
+    """Tensordict issue 823: they went whole to every draw."""
+    library = pytest.importorskip("tensordict")
+
+    class Adding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(E, 2)
+
+        def forward(self, given):
+            return given.clone().set("y", self.linear(given["x"]))
+
+    model = make(Adding())
+    given = library.TensorDict({"x": torch.rand(B, E)}, batch_size=[B])
+    found = model.at(GAMMA)(given)
+    each = of_draws(model, *(((part,), {}) for part in (given[:3], given[3:])))
+    torch.testing.assert_close(found["y"], torch.cat([part["y"] for part in each]))
+    assert found.batch_size == given.batch_size
