@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     )
     from mip_lightning.priors import (
         Categorical,
+        Dirichlet,
         EndPointOversampling,
         Joint,
         LogOddsUniform,
@@ -87,6 +88,7 @@ __all__ = [
     "ComplementEncoding",
     "DenseHead",
     "DirectionEncoding",
+    "Dirichlet",
     "DrawsConfig",
     "Encoding",
     "EndPointOversampling",

@@ -10,6 +10,7 @@ from mip_lightning.hypernetworks.encodings import (
     IdentityEncoding,
     JointEncoding,
     L2Encoding,
+    SimplexEncoding,
 )
 from mip_lightning.hypernetworks.gamma_argument import GammaArgument, fix_gamma
 from mip_lightning.hypernetworks.heads import ChunkedHead, DenseHead, Head, HeadType, LowRankHead
@@ -53,6 +54,7 @@ __all__ = [
     "PerDraw",
     "PrimaryAtGamma",
     "Selection",
+    "SimplexEncoding",
     "Summary",
     "ThetaConfig",
     "fix_gamma",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from mip_lightning.priors import Categorical, Prior
+from mip_lightning.priors import Categorical, Dirichlet, Prior
 
 
 class Encoding(nn.Module, ABC):
@@ -128,6 +128,22 @@ class CategoryEncoding(Encoding):
         return F.normalize(F.embedding(gamma[:, 0].long(), self.vectors), dim=-1)
 
 
+class SimplexEncoding(Encoding):
+    """The square root of each of several weights that sum to 1: of norm 1, whatever they are.
+
+    It takes the place of ``L2Encoding`` for a ``Dirichlet`` prior, and treats all weights alike.
+    """
+
+    @property
+    @override
+    def num_features(self) -> int:
+        return self.prior.dim
+
+    def forward(self, gamma: Float[Tensor, "K D"]) -> Float[Tensor, "K E"]:
+        """Take the square roots."""
+        return gamma.clamp(min=0.0).sqrt()
+
+
 class JointEncoding(Encoding):
     """Each part of a prior by an encoding of its own, one after another.
 
@@ -156,15 +172,26 @@ class JointEncoding(Encoding):
 def make_encoding(prior: Prior, encoding: EncodingType) -> Encoding:
     """The encoding of a prior: of categories always by learned vectors, of the rest as given.
 
+    Weights that sum to 1 are encoded by their square roots where ``L2Encoding`` is given.
+
     Args:
         prior: The prior.
         encoding: The encoding of real numbers. It encodes them together where no part of the
-            prior is categorical, for ``gamma / |gamma|`` needs them so.
+            prior has an encoding of its own, for ``gamma / |gamma|`` needs them so.
     """
-    if not any(isinstance(part, Categorical) for part in prior.parts):
+    own = [_own_encoding(part, encoding) for part in prior.parts]
+    if all(part is None for part in own):
         return encoding(prior)
     encodings = [
-        CategoryEncoding(part) if isinstance(part, Categorical) else encoding(part)
-        for part in prior.parts
+        encoding(part) if its is None else its for its, part in zip(own, prior.parts, strict=True)
     ]
     return encodings[0] if len(encodings) == 1 else JointEncoding(prior, encodings)
+
+
+def _own_encoding(part: Prior, encoding: EncodingType) -> Encoding | None:
+    """The encoding that a prior has whatever is chosen; ``None`` for none."""
+    if isinstance(part, Categorical):
+        return CategoryEncoding(part)
+    if isinstance(part.base_prior, Dirichlet) and encoding is L2Encoding:
+        return SimplexEncoding(part)
+    return None

@@ -14,9 +14,11 @@ from mip_lightning.priors.continuous import (
     Uniform,
 )
 from mip_lightning.priors.discrete import Categorical, Values
+from mip_lightning.priors.simplex import Dirichlet
 
 __all__ = [
     "Categorical",
+    "Dirichlet",
     "EndPointOversampling",
     "Gamma",
     "Joint",
