@@ -11,6 +11,7 @@ from torch import Tensor
 from mip_lightning.errors import UsageError
 from mip_lightning.priors import Gamma, Prior
 from mip_lightning.utilities.files import load_yaml
+from mip_lightning.utilities.precision import default_dtype
 
 GammaRequest: TypeAlias = float | str | list[float] | list[list[float]] | dict[str, Any] | Path
 """A value of gamma; several (a list where D = 1, else a list of lists); or the path of a ``.yaml``
@@ -37,9 +38,11 @@ class RequestedGamma:
         if isinstance(request, Path) or _names_a_file(request):
             by, gamma = _read(Path(request))
             if by == ALL:
-                self._shared = prior.check(float(gamma))
+                self._shared = prior.check(_as_numbers(gamma))
             else:
-                self._named = {name: prior.check(float(value)) for name, value in gamma.items()}
+                self._named = {
+                    name: prior.check(_as_numbers(value)) for name, value in gamma.items()
+                }
             if by == LABEL:
                 self._shared = self.unique
         elif isinstance(request, list) and prior.dim == 1:
@@ -102,6 +105,10 @@ class RequestedGamma:
 
 def _names_a_file(request: GammaRequest) -> TypeGuard[str]:
     return isinstance(request, str) and Path(request).suffix in (".yaml", ".yml")
+
+
+def _as_numbers(value: Any) -> Tensor | float:
+    return torch.tensor(value, dtype=default_dtype()) if isinstance(value, list) else float(value)
 
 
 def _read(path: Path) -> tuple[str, Any]:

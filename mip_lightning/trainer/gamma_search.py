@@ -19,66 +19,23 @@ from mip_lightning.core.outputs import StepOutput
 from mip_lightning.core.without_logging import without_logging
 from mip_lightning.diagnostics.cost import PrimaryCost
 from mip_lightning.errors import UsageError
+from mip_lightning.trainer._optimum import (
+    OptimalPoint,
+    Point,
+    best_of,
+    best_point,
+    starting_points,
+)
 from mip_lightning.utilities.files import replacing
 
 SelectBy: TypeAlias = Literal["all", "label", "subject"]
 
 
 class Selected(NamedTuple):
-    """The best gamma of something, and the metric there."""
+    """The best gamma of something, shape ``(D,)``, and the metric there."""
 
-    gamma: float
+    gamma: Point
     value: float
-
-
-def best_of(
-    function: Callable[[float], float],
-    grid: Sequence[float],
-    higher_is_better: bool,
-    tolerance: float,
-) -> Selected:
-    """The best argument between the ends of a grid.
-
-    First the grid, then between the neighbors of its best point a golden-section search with
-    parabolic steps (Brent's, of scipy). What it returns was evaluated, and is not worse than the
-    grid's best; NaN is worse than any number, and where all are NaN the first is returned.
-
-    Args:
-        function: What is to be large, or small.
-        grid: Values in ascending order.
-        higher_is_better: Whether large is good.
-        tolerance: How close to come, in the argument.
-    """
-    from scipy.optimize import minimize_scalar
-
-    seen: dict[float, float] = {}
-
-    def cost(gamma: float, of_nan: float = math.inf) -> float:
-        gamma = float(gamma)  # scipy gives numbers of numpy
-        if gamma not in seen:
-            seen[gamma] = function(gamma)
-        value = seen[gamma]
-        if math.isnan(value):
-            return of_nan
-        return -value if higher_is_better else value
-
-    costs = [cost(gamma) for gamma in grid]
-    best = costs.index(min(costs))
-    numbers = [value for value in costs if value < math.inf]
-    if not numbers:
-        return Selected(grid[0], math.nan)
-    # A parabola goes through no infinite value: worse than all that is known is enough.
-    worse = 2 * max(numbers) - min(numbers) + 1
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    if high > low:
-        minimize_scalar(
-            lambda gamma: cost(gamma, worse),
-            bounds=(low, high),
-            method="bounded",
-            options={"xatol": tolerance},
-        )
-    gamma = min(seen, key=cost)
-    return Selected(gamma, seen[gamma])
 
 
 class FlopsBudget:
@@ -95,9 +52,9 @@ class FlopsBudget:
     """
 
     def __init__(
-        self, model: HyperLightningModule, batch: Any, max_flops: float, grid: Sequence[float]
+        self, model: HyperLightningModule, batch: Any, max_flops: float, grid: Sequence[Point]
     ) -> None:
-        (call, *_) = model.primary_calls(batch, torch.tensor([[grid[0]]]))
+        (call, *_) = model.primary_calls(batch, torch.tensor([grid[0]]))
         self._cost = PrimaryCost(model.model, call)
         self.max_flops = max_flops
         cheapest = min(map(self.flops, grid))
@@ -107,11 +64,11 @@ class FlopsBudget:
                 " the cheapest gamma; allow as many"
             )
 
-    def flops(self, gamma: float) -> float:
+    def flops(self, gamma: Point) -> float:
         """FLOPs of the primary for a sample."""
-        return self._cost.flops(torch.tensor([gamma]))
+        return self._cost.flops(torch.tensor(gamma))
 
-    def __call__(self, gamma: float) -> bool:
+    def __call__(self, gamma: Point) -> bool:
         """Whether they are few enough."""
         return self.flops(gamma) <= self.max_flops
 
@@ -120,20 +77,21 @@ class GammaSearch:
     """Evaluates a module's metric at gamma, and looks for the best.
 
     It looks in the levels of the prior's quantiles: in equal steps of the logarithm where the prior
-    is uniform in it, and at the values alone where there are finitely many.
+    is uniform in it, and at the values alone where there are finitely many. Of one dimension it
+    starts from a grid of these levels, of several from points that cover them and their corners.
 
     Args:
         model: The module, in evaluation mode.
         batches: The validation batches, on the module's device.
         metric: Name of the metric, or ``loss``.
-        grid_size: Number of values of gamma from which the search starts.
+        grid_size: Number of values of gamma from which the search starts; of D dimensions D times
+            as many, and the corners.
         tolerance: How close to come to the best gamma, in levels.
         report: Called with a line of text before each evaluation.
         allowed: Whether a gamma may be chosen; what may not is not evaluated.
 
     Raises:
-        UsageError: If there is no batch or no such metric, it has no better end, or gamma has
-            several dimensions.
+        UsageError: If there is no batch or no such metric, or it has no better end.
     """
 
     def __init__(
@@ -144,7 +102,7 @@ class GammaSearch:
         grid_size: int,
         tolerance: float,
         report: Callable[[str], None] = lambda line: None,
-        allowed: Callable[[float], bool] = lambda gamma: True,
+        allowed: Callable[[Point], bool] = lambda gamma: True,
     ) -> None:
         if not batches:
             raise UsageError("there are no validation batches, on which gamma is selected")
@@ -157,28 +115,28 @@ class GammaSearch:
         if better is None:
             raise UsageError(f"metric={metric!r} has no better end: choose another one")
         prior = model.model.prior
-        if prior.dim != 1:
-            raise UsageError(
-                f"{prior} has {prior.dim} dimensions: gamma is selected where it has one"
-            )
         self.model = model
         self.batches = batches
         self.metric = metric
         self.higher_is_better = better
-        self.levels = prior.grid_levels(len(prior.grid(grid_size))).tolist()
+        self.levels: list[Point] = (
+            [(level,) for level in prior.grid_levels(len(prior.grid(grid_size))).tolist()]
+            if prior.dim == 1
+            else starting_points(prior.dim, grid_size * prior.dim)
+        )
         self.tolerance = tolerance
         self.report = report
         self.allowed = allowed
-        self._values: dict[float, dict[str, float]] = {}
+        self._values: dict[Point, dict[str, float]] = {}
         self._samples: dict[str, Any] = {}
 
     @property
-    def grid(self) -> list[float]:
+    def grid(self) -> list[Point]:
         """The values of gamma from which the search starts."""
         return [self._gamma(level) for level in self.levels]
 
-    def _gamma(self, level: float) -> float:
-        return self.model.model.prior.quantile(torch.tensor([[level]])).item()
+    def _gamma(self, levels: Point) -> Point:
+        return tuple(self.model.model.prior.quantile(torch.tensor([levels]))[0].tolist())
 
     def select(self, by: SelectBy) -> dict[str, Selected]:
         """The best gamma for ``all``, for each label, or for each subject, by name.
@@ -192,37 +150,40 @@ class GammaSearch:
         """
         measure = {"all": self._overall, "label": self._by_label, "subject": self._by_subject}[by]
 
-        def values(gamma: float) -> dict[str, float]:
+        def values(gamma: Point) -> dict[str, float]:
             if gamma not in self._values:
-                self.report(
-                    f"{self.metric} at gamma = {gamma:.4f} (number {len(self._values) + 1})"
-                )
-                draw = torch.tensor([[gamma]])
+                number = len(self._values) + 1
+                self.report(f"{self.metric} at gamma = {_written(gamma)} (number {number})")
+                draw = torch.tensor([gamma])
                 self._values[gamma] = measure(draw) if self.allowed(gamma) else {}
             return self._values[gamma]
 
         self._values.clear()
         names = list(dict.fromkeys(name for gamma in self.grid for name in values(gamma)))
 
-        def value(name: str, gamma: float) -> float:
+        def value(name: str, gamma: Point) -> float:
             if by == "subject" and gamma not in self._values and self.allowed(gamma):
-                self.report(f"{self.metric} of {name} at gamma = {gamma:.4f}")
-                return self._of_subject(name, torch.tensor([[gamma]]))
+                self.report(f"{self.metric} of {name} at gamma = {_written(gamma)}")
+                return self._of_subject(name, torch.tensor([gamma]))
             return values(gamma).get(name, math.nan)
 
         selected = {}
         for name in names:
-            level, best = best_of(
-                lambda level, name=name: value(name, self._gamma(level)),  # type: ignore[misc]
-                self.levels,
-                self.higher_is_better,
-                self.tolerance,
-            )
+            levels, best = self._best(lambda point, name=name: value(name, self._gamma(point)))  # type: ignore[misc]
             if not math.isnan(best):
-                selected[name] = Selected(self._gamma(level), best)
+                selected[name] = Selected(self._gamma(levels), best)
         if not selected:
             raise UsageError(f"metric={self.metric!r} is not a number at any gamma")
         return selected
+
+    def _best(self, function: Callable[[Point], float]) -> OptimalPoint:
+        if len(self.levels[0]) > 1:
+            return best_point(function, self.levels, self.higher_is_better, self.tolerance)
+        line = [level for (level,) in self.levels]
+        level, value = best_of(
+            lambda level: function((level,)), line, self.higher_is_better, self.tolerance
+        )
+        return OptimalPoint((level,), value)
 
     def _overall(self, gamma: Float[Tensor, "1 D"]) -> dict[str, float]:
         return {"all": float(self._curve(gamma).values)}
@@ -274,6 +235,10 @@ class GammaSearch:
             yield output
 
 
+def _written(gamma: Point) -> str:
+    return ", ".join(f"{value:.4f}" for value in gamma)
+
+
 def write_selected(
     path: Path,
     selected: Mapping[str, Selected],
@@ -293,7 +258,8 @@ def write_selected(
         max_flops: The most FLOPs that were allowed; ``None`` for any number.
     """
     # In the digits of float32, in which it was evaluated: rounded it may leave the prior's support.
-    gammas = {name: float(str(np.float32(best.gamma))) for name, best in selected.items()}
+    exact = {n: [float(str(np.float32(v))) for v in best.gamma] for n, best in selected.items()}
+    gammas = {name: v[0] if len(v) == 1 else v for name, v in exact.items()}
     values = {name: round(best.value, 6) for name, best in selected.items()}
     content = {
         "by": by,

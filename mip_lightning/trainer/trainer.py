@@ -146,7 +146,9 @@ class HyperTrainer(Trainer):
         path: str = "selected_gamma.yaml",
         max_flops: float | None = None,
     ) -> Path:
-        """Find the best gamma on the validation data, by a grid and a golden-section search.
+        """Find the best gamma on the validation data: by a grid and a search from its best value.
+
+        The search is a golden section with parabolas, in several dimensions Powell's.
 
         Args:
             model: The module.
@@ -203,8 +205,9 @@ class HyperTrainer(Trainer):
             selected = search.select(by)
         write_selected(file, selected, by, metric, ckpt_path, max_flops)
         for name, best in selected.items():
+            written = format_gamma(torch.tensor(best.gamma), ", ")
             cost = f", {budget.flops(best.gamma):.4g} FLOPs" if budget else ""
-            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {best.gamma:.4g}{cost}")
+            rank_zero_info(f"{name}: {metric} {best.value:.4f} at gamma = {written}{cost}")
         rank_zero_info(f"The best gamma: {file}")
         return file
 
@@ -307,7 +310,7 @@ def _say_names(requested: RequestedGamma) -> None:
     for gamma in requested.unique:
         names = requested.names_at(gamma)
         if names:
-            rank_zero_info(f"gamma = {gamma.item():.6g}: {', '.join(names)}")
+            rank_zero_info(f"gamma = {format_gamma(gamma, ', ')}: {', '.join(names)}")
 
 
 def _load(model: HyperLightningModule, ckpt_path: str | None, weights_only: bool | None) -> None:

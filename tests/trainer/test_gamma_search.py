@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric
 
 from mip_lightning import (
     Categorical,
+    Dirichlet,
     HyperLightningModule,
     Joint,
     LogUniform,
@@ -18,7 +19,8 @@ from mip_lightning import (
     Values,
 )
 from mip_lightning.core.requested_gamma import RequestedGamma
-from mip_lightning.trainer.gamma_search import GammaSearch, best_of, write_selected
+from mip_lightning.trainer._optimum import best_of, best_point, starting_points
+from mip_lightning.trainer.gamma_search import GammaSearch, write_selected
 
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -27,9 +29,9 @@ GRID = [0.0, 0.25, 0.5, 0.75, 1.0]
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_search_comes_as_close_to_the_best_gamma_as_it_was_told(peak, sign):
     found = best_of(lambda gamma: -sign * (gamma - peak) ** 2, GRID, sign > 0, 0.01)
-    assert type(found.gamma) is float  # YAML knows no other
-    assert found.gamma == pytest.approx(peak, abs=0.011)
-    assert found.value == pytest.approx(-sign * (found.gamma - peak) ** 2)
+    assert type(found.argument) is float  # YAML knows no other
+    assert found.argument == pytest.approx(peak, abs=0.011)
+    assert found.value == pytest.approx(-sign * (found.argument - peak) ** 2)
 
 
 def test_the_search_is_never_worse_than_its_grid_and_evaluates_nothing_twice():
@@ -46,16 +48,16 @@ def test_the_search_is_never_worse_than_its_grid_and_evaluates_nothing_twice():
 
 def test_a_value_that_is_no_number_is_never_the_best():
     found = best_of(lambda gamma: math.nan if gamma < 0.6 else -gamma, GRID, True, 0.01)
-    assert 0.59 < found.gamma < 0.65
+    assert 0.59 < found.argument < 0.65
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_search_in_a_part_of_the_range_warns_of_nothing():
     for limit in (0.3, 0.74, 0.76):
         found = best_of(lambda g, limit=limit: g if g <= limit else math.nan, GRID, True, 0.001)
-        assert found.gamma == pytest.approx(limit, abs=0.01)
+        assert found.argument == pytest.approx(limit, abs=0.01)
     nowhere = best_of(lambda gamma: math.nan, GRID, True, 0.01)
-    assert (nowhere.gamma, math.isnan(nowhere.value)) == (0.0, True)
+    assert (nowhere.argument, math.isnan(nowhere.value)) == (0.0, True)
 
 
 class Fitting(HyperLightningModule):
@@ -98,7 +100,7 @@ def test_each_subject_is_searched_by_itself_once_the_grid_is_known(monkeypatch):
     search = GammaSearch(module, batches, "distance", len(GRID), 0.01)
     with torch.no_grad():
         selected = search.select("subject")
-    assert {name: found.gamma for name, found in selected.items()} == pytest.approx(
+    assert {name: found.gamma[0] for name, found in selected.items()} == pytest.approx(
         {str(n): float(value) for n, value in enumerate(best)}, abs=0.011
     )
     assert sum(samples) < 10 * len(GRID) + 10 * 15  # not 10 * 10 * 15
@@ -187,3 +189,59 @@ def test_a_subject_for_which_no_gamma_was_selected_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no gamma for 'c_to_d' \(but for 'a_to_b'\)"):
         RequestedGamma(Uniform(0, 1), str(path)).of_sample("c_to_d")
     assert torch.equal(RequestedGamma(Uniform(0, 1), [0.5]).of_sample("x"), torch.tensor([[0.5]]))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("peak", [(0.3, 0.8), (0.0, 1.0), (0.97, 0.5), (0.1, 0.6, 0.9)])
+def test_the_best_point_is_found_inside_and_at_the_ends(peak, sign):
+    calls = []
+
+    def function(point):
+        calls.append(point)
+        return -sign * sum((x - p) ** 2 for x, p in zip(point, peak, strict=True))
+
+    starts = starting_points(len(peak), 11 * len(peak))
+    found = best_point(function, starts, sign > 0, 0.01)
+    assert found.point == pytest.approx(peak, abs=0.02)
+    assert found.value == max(map(function, calls[:]), key=lambda v: sign * v)
+    assert len(calls) < 2 * (len(starts) + 60 * len(peak))
+    assert all(0 <= x <= 1 for point in calls for x in point)
+
+
+def test_where_the_function_is_no_number_there_is_no_best_point():
+    starts = starting_points(2, 10)
+    partly = best_point(lambda p: math.nan if p[0] > 0.5 else p[0] + p[1], starts, True, 0.01)
+    assert partly.point == pytest.approx((0.5, 1.0), abs=0.05)
+    assert math.isnan(best_point(lambda p: math.nan, starts, True, 0.01).value)
+
+
+class FittingAll(Fitting):
+    """Each sample is best at a gamma of several dimensions."""
+
+    def loss(self, batch, primary):
+        distance = (primary.gamma[0] - batch["best"]).norm(dim=1)
+        return StepOutput(distance.mean(), distance.detach(), batch["best"])
+
+
+SEVERAL = {
+    "joint": (Joint({"a": LogUniform(1e-3, 1), "b": Uniform(0, 2)}), [0.05, 1.7]),
+    "with a category": (Joint({"a": Uniform(), "b": Categorical(["x", "y", "z"])}), [0.3, 2.0]),
+    "weights": (Dirichlet(3), [0.2, 0.7, 0.1]),
+    "a corner": (Dirichlet(["dice", "smooth"]), [1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("by", ["all", "subject"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_gamma_of_several_dimensions_is_selected(name, by, tmp_path):
+    prior, best = SEVERAL[name]
+    module = FittingAll(nn.Linear(1, 1), prior).eval()
+    batches = [{"best": torch.tensor([best, best]), "name": ["first", "second"]}]
+    with torch.no_grad():
+        selected = GammaSearch(module, batches, "distance", 11, 0.005).select(by)
+    path = tmp_path / "gamma.yaml"
+    write_selected(path, selected, by, "distance", None)
+    requested = RequestedGamma(prior, path)
+    found = requested.of_sample("second")
+    torch.testing.assert_close(found, torch.tensor([best]), rtol=0, atol=0.03)
+    assert all(gamma.value < 0.03 for gamma in selected.values())
