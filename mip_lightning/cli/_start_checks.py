@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -58,15 +58,9 @@ def check_callbacks(callbacks: Sequence[Callback], module: LightningModule) -> N
         module: The module.
 
     Raises:
-        UsageError: If a checkpoint is chosen by a metric of other weights than it holds, or a
-            learning rate is sought that the module does not have.
+        UsageError: If a checkpoint is chosen by a metric of other weights than it holds.
     """
     for callback in callbacks:
-        if isinstance(callback, LearningRateFinder) and not _has_rate(module):
-            raise UsageError(
-                f"{type(callback).__name__} sets an attribute lr of {type(module).__name__}, which"
-                " has none: an optimizer that is named takes --optimizer.lr"
-            )
         if not isinstance(callback, ModelCheckpoint) or not callback.monitor:
             continue
         # Lightning keeps both as the user gave them, but under private names.
@@ -79,12 +73,6 @@ def check_callbacks(callbacks: Sequence[Callback], module: LightningModule) -> N
                     f" {callback.monitor!r} is of the weights of the last one: leave it out"
                     " (trainer.val_check_interval validates more often), or leave out monitor"
                 )
-
-
-def _has_rate(module: LightningModule) -> bool:
-    """Whether Lightning's finder knows where to put what it finds."""
-    names = ("lr", "learning_rate")
-    return any(hasattr(module, name) or name in module.hparams for name in names)
 
 
 def _monitors(trainer: Trainer) -> list[tuple[str, str]]:

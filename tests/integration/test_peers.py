@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from mip_lightning import HyperModel, HypernetworkConfig, ThetaConfig, Uniform, UsageError
+from mip_lightning import (
+    DrawsConfig,
+    HyperModel,
+    HypernetworkConfig,
+    ThetaConfig,
+    Uniform,
+    UsageError,
+)
 from mip_lightning.networks import LeNet, MultilayerPerceptron
 
 SMALL = HypernetworkConfig(hidden_sizes=[4, 8])
@@ -94,12 +101,13 @@ def test_batch_norm_with_one_gamma_a_sample_is_refused_in_training_with_the_reas
 
 
 @pytest.mark.parametrize("network", [nn.LSTM(3, 4), nn.MultiheadAttention(4, 2)])
-def test_draws_of_a_primary_that_takes_samples_second_are_refused(network):
+def test_draws_of_a_layer_of_torch_that_takes_samples_second_are_split_there(network):
     model = HyperModel(network, Uniform(), hypernetwork=SMALL)
     inputs = (torch.rand(4, 6, 3),) if isinstance(network, nn.LSTM) else (torch.rand(4, 6, 4),) * 3
-    model(inputs, 0.3)
-    with pytest.raises(UsageError, match=r"2 draws.*batch_first=True"):
-        model(inputs, torch.rand(2, 1))
+    gamma = torch.rand(2, 1)
+    found = model(inputs, gamma)[0]
+    halves = [model(tuple(t[:, 3 * i : 3 * i + 3] for t in inputs), gamma[i])[0] for i in (0, 1)]
+    torch.testing.assert_close(found, torch.cat(halves, dim=1))
 
 
 def test_one_of_many_inputs_out_of_range_is_refused_not_warned_of():
@@ -120,7 +128,8 @@ def test_the_hypernetwork_of_a_hypermodel_can_itself_be_hypernetized():
     torch.manual_seed(0)
     inner = HyperModel(MultilayerPerceptron(4), Uniform(), hypernetwork=SMALL)
     predicted = ThetaConfig(predicted=["hypernetwork.*"])
-    outer = HyperModel(inner, Uniform(0, 2), hypernetwork=SMALL, theta=predicted)
+    draws = DrawsConfig({"gamma": 0})  # those of the inner one are split between those of the outer
+    outer = HyperModel(inner, Uniform(0, 2), hypernetwork=SMALL, theta=predicted, draws=draws)
     assert set(outer.layout.shapes) == {
         f"hypernetwork.{name}" for name, _ in inner.hypernetwork.named_parameters()
     }

@@ -132,7 +132,6 @@ def test_a_run_that_will_have_no_best_checkpoint_says_so_at_the_start(options, s
         (("--trainer.accelerator", "tpu"), "mip-lightning: error: "),
         (("--trainer.devices", "0"), "devices"),
         (("--trainer.logger", "WandbLogger"), "wandb"),
-        (("--trainer.callbacks+", "LearningRateFinder"), "sets an attribute lr"),
         (("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_acc"),
          "EarlyStopping monitors 'val_acc', which validation does not log: it logs val_accuracy"),
         (("--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.monitor", "val_acc"),
