@@ -139,9 +139,7 @@ class GammaMetrics:
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         if LOSS in metrics:
             raise UsageError("a metric is called 'loss', which the loss itself is: rename it")
-        self._names = list(metrics)
-        self._better: dict[str, bool | None] = {LOSS: False}
-        self._better |= {name: m.higher_is_better for name, m in metrics.items()}
+        self._better = {name: m.higher_is_better for name, m in metrics.items()}
         self._count = SumMetric()
         # A loss that is NaN is shown as such, not left out of the mean.
         self._loss = MeanMetric(nan_strategy="disable")
@@ -160,9 +158,9 @@ class GammaMetrics:
             output: The batch's mean loss, and what the metrics take.
             size: Number of samples in it.
         """
-        self._count.update(size)
         self._nan.update(output.has_nan())
         with float32_by_default():  # a step's own may be bfloat16
+            self._count.update(size)
             # A value for each sample and not a weight: torchmetrics 1.9 drops weights here.
             self._loss.update(output.loss.expand(size))
             if output.prediction is not None:
@@ -172,10 +170,11 @@ class GammaMetrics:
         """Each metric over all ranks, as the point of a curve; NaN without a sample."""
         if not self._count.compute():
             nothing = torch.full((1,), torch.nan, device=self._count.device)
-            return {name: Curve(nothing, better) for name, better in self._better.items()}
+            better = {LOSS: False, **self._better}
+            return {name: Curve(nothing, end) for name, end in better.items()}
         points = {LOSS: Curve(self._loss.compute().float().reshape(1), higher_is_better=False)}
         nan = self._nan.compute().reshape(1)
-        for name in self._names:
+        for name in self._better:
             metric = self._metrics[name]
             value = metric.compute().float().reshape(1)
             point = Curve(value, metric.higher_is_better, _by_label(metric))

@@ -97,7 +97,7 @@ class SeenOutside:
 
 
 def gamma_of_batch(source: GammaSource, batch: Any, prior: Prior) -> Float[Tensor, "K D"]:
-    """What a source tells, as draws: one for each sample, or one for all of them.
+    """What a source tells, as draws: one for each sample, or one for all; values are not checked.
 
     Args:
         source: The source.
@@ -105,8 +105,7 @@ def gamma_of_batch(source: GammaSource, batch: Any, prior: Prior) -> Float[Tenso
         prior: Tells the number of dimensions D.
 
     Raises:
-        UsageError: If the shape is another one, or, where the values are in the memory of the CPU,
-            if one lies outside the prior's support.
+        UsageError: If the shape is another one.
     """
     size, found = batch_size(batch), source(batch)
     told = tuple(found.shape)
@@ -119,9 +118,7 @@ def gamma_of_batch(source: GammaSource, batch: Any, prior: Prior) -> Float[Tenso
             f"gamma_source: gamma has shape {told} for {size} samples, and {prior} has"
             f" {prior.dim} dimension(s): give ({size}, {prior.dim}) or ({prior.dim},)"
         )
-    if not found.is_floating_point():
-        found = found.to(default_dtype())
-    return prior.check_values(found) if found.device.type == "cpu" else found
+    return found if found.is_floating_point() else found.to(default_dtype())
 
 
 def _parts_of(batch: Any) -> str:

@@ -74,6 +74,7 @@ class HyperLightningModule(CheckpointedModule, ABC):
         test_grid_size: Number of gamma over which test sweeps.
 
     Attributes:
+        brings_own_work: Whether the callback that does this module's work was brought along.
         learning_rate: What takes the place of the optimizer's learning rate, as
             ``LearningRateFinder`` sets it; ``None`` for none.
         optimizer_factory: What makes the optimizer in place of the default one; ``None`` for none.
@@ -232,7 +233,9 @@ class HyperLightningModule(CheckpointedModule, ABC):
         """
         if self.gamma_source is not None:
             gamma = gamma_of_batch(self.gamma_source, batch, self.model.prior)
-            self._seen_outside.update(gamma, self.model.prior)
+            if gamma.device.type == "cpu":
+                return self.model.prior.check_values(gamma)
+            self._seen_outside.update(gamma, self.model.prior)  # to look would wait for the device
             return gamma
         num_draws = (
             batch_size(batch) if self.draws_per_batch == "one_per_sample" else self.draws_per_batch
@@ -344,7 +347,8 @@ class HyperLightningModule(CheckpointedModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_factory is not None:
             return self.optimizer_factory(self)
-        return FactoredAdam(self.parameter_groups(), lr=self.learning_rate or 3e-4)
+        rate = 3e-4 if self.learning_rate is None else self.learning_rate
+        return FactoredAdam(self.parameter_groups(), lr=rate)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trained parameters by group, as an optimizer takes them, with their options."""

@@ -41,8 +41,7 @@ class OwnGammaEvaluation(Evaluation):
     @override
     def update(self, batch: Any, step_output: Callable[[Any, PrimaryAtGamma], StepOutput]) -> None:
         prior, size = self._model.prior, batch_size(batch)
-        own = gamma_of_batch(self._source, batch, prior).cpu()
-        own = prior.check_values(own).expand(size, -1)
+        own = prior.check_values(gamma_of_batch(self._source, batch, prior).cpu()).expand(size, -1)
         nearest = self._nearest(own)
         for index in nearest.unique().tolist():
             which = (nearest == index).nonzero()[:, 0].tolist()

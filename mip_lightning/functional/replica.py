@@ -36,7 +36,8 @@ _is_watched: ContextVar[bool] = ContextVar("is_watched", default=True)
 _VIEWS = ("T", "mT", "H", "mH", "data", "real", "imag")
 """Attributes of a tensor that lead to its numbers, as its size and type do not."""
 
-_PLAIN = (bool, int, float, str, type(None))
+_MAPPINGS = frozenset((dict, OrderedDict))
+_SEQUENCES = frozenset((list, tuple, set))
 
 WATCHED_CALLS = 2
 """First calls in which it is watched which weights are used: a registry may be filled in one."""
@@ -67,6 +68,8 @@ class ReplicaCall:
     def _forget(self) -> None:
         self._shared: dict[int, Any] | None = None
         self._known: dict[int, Any] = {}
+        self._last: list[Any] = []  # what was held at the last look, to compare quickly
+        self._added: dict[int, Any] = {}  # of that, what was not there at the first look
         self._swaps = False
         self._to_watch = WATCHED_CALLS
 
@@ -113,18 +116,24 @@ class ReplicaCall:
 
     def _replica_of(self, held: Sequence[Any], weights: Mapping[str, Tensor]) -> nn.Module | None:
         """A replica with given weights; ``None`` if the network cannot be replicated."""
-        new = [value for value in held if id(value) not in self._known]
-        inside = _inside(self.network) if new else set()
-        if self._shared is None or any(_leads_inside(value, inside) for value in new):
+        if self._swaps:
+            return None
+        if self._shared is not None and _are_same(self._last, held):
+            return _replica(self.network, weights, self._shared | self._added)
+        added = [value for value in held if id(value) not in self._known]
+        inside = _inside(self.network)
+        if self._shared is None or any(_leads_inside(value, inside) for value in added):
             self._forget()
             self._shared = _shareable(self.network, self.names)
             self._swaps = not self._shared
-            # Tensors are no part of it: a graph would live as long.
-            self._known = {id(v): v for v in held if type(v) is not Tensor}
-            new = []
+            self._known = {id(value): value for value in held if not _is_computed(value)}
+            added = []
+        # Computed tensors are not kept, for their graph would live as long.
+        self._last = [None if _is_computed(value) else value for value in held]
+        self._added = {id(value): value for value in added if not _is_computed(value)}
         if self._swaps:
             return None
-        return _replica(self.network, weights, {**self._shared, **{id(v): v for v in new}})
+        return _replica(self.network, weights, self._shared | {id(v): v for v in added})
 
     def _watched(
         self,
@@ -223,17 +232,24 @@ class _Watch(TorchFunctionMode):
 
 def _held(network: nn.Module) -> list[Any]:
     """What the modules of a network hold, and what is in their lists and mappings (of hooks)."""
+    modules, seen = [network], {network}
+    for module in modules:  # it grows; ``network.modules()`` takes several times as long
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                modules.append(child)
     held: list[Any] = []
-    for module in network.modules():
-        for value in vars(module).values():
-            if type(value) in _PLAIN:
-                continue
-            held.append(value)
-            if type(value) in (dict, OrderedDict):
-                held.extend(value.values())
-            elif type(value) in (list, tuple, set):
-                held.extend(value)
+    for module in modules:
+        held += vars(module).values()
+    for value in [value for value in held if value.__class__ in _MAPPINGS and value]:
+        held += value.values()
+    for value in [value for value in held if value.__class__ in _SEQUENCES]:
+        held += value
     return held
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _leads_inside(value: Any, inside: set[int]) -> bool:
@@ -259,10 +275,14 @@ def _are_same(before: Sequence[Any], now: Sequence[Any]) -> bool:
     return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
-def _replica(
-    network: nn.Module, weights: Mapping[str, Tensor], shared: dict[int, Any]
-) -> nn.Module:
-    memo = dict(shared)
+def _replica(network: nn.Module, weights: Mapping[str, Tensor], memo: dict[int, Any]) -> nn.Module:
+    """A replica with given weights.
+
+    Args:
+        network: The network.
+        weights: The weights by name.
+        memo: What the two share, by address; it is written to.
+    """
     for name, parameter in network.named_parameters(remove_duplicate=False):
         memo[id(parameter)] = weights.get(name, memo.get(id(parameter), parameter))
     return copy.deepcopy(network, memo)
@@ -294,7 +314,7 @@ def _takes_weights(network: nn.Module, names: Sequence[str], shared: dict[int, A
     own = dict(network.named_parameters(remove_duplicate=False))
     weights = {name: torch.empty_like(own[name], device="meta") for name in names}
     try:
-        replica = _replica(network, weights, shared)
+        replica = _replica(network, weights, dict(shared))
     except (TypeError, RuntimeError, AttributeError):
         return False
     held = dict(replica.named_parameters(remove_duplicate=False))

@@ -1,5 +1,6 @@
 """The best argument of a function that is costly to evaluate, within given ends."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -78,7 +79,7 @@ def best_of(
 
 
 def starting_points(dimensions: int, number: int) -> list[Point]:
-    """Points in the unit cube: its middle, its corners, and others that cover it evenly.
+    """Points in the unit cube: its middle, others that cover it evenly, its corners if fewer.
 
     Args:
         dimensions: D.
@@ -86,9 +87,7 @@ def starting_points(dimensions: int, number: int) -> list[Point]:
     """
     from scipy.stats import qmc
 
-    corners = [
-        tuple(float(corner >> d & 1) for d in range(dimensions)) for corner in range(2**dimensions)
-    ]
+    corners = itertools.product((0.0, 1.0), repeat=dimensions) if 2**dimensions <= number else ()
     inside = qmc.LatinHypercube(dimensions, seed=SEED).random(number).tolist()
     return [(0.5,) * dimensions, *corners, *map(tuple, inside)]
 

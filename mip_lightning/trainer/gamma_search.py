@@ -119,6 +119,8 @@ class GammaSearch:
         self.batches = batches
         self.metric = metric
         self.higher_is_better = better
+        of_parts = [part.grid_levels(grid_size) for part in prior.parts for _ in range(part.dim)]
+        self._ends = [(float(levels[0]), float(levels[-1])) for levels in of_parts]
         self.levels: list[Point] = (
             [(level,) for level in prior.grid_levels(len(prior.grid(grid_size))).tolist()]
             if prior.dim == 1
@@ -136,6 +138,14 @@ class GammaSearch:
         return [self._gamma(level) for level in self.levels]
 
     def _gamma(self, levels: Point) -> Point:
+        """Gamma at levels.
+
+        Of several dimensions they are shares of the way between the ends of each one's grid: a
+        prior without bounds is infinite at the levels 0 and 1.
+        """
+        if len(levels) > 1:
+            pairs = zip(self._ends, levels, strict=True)
+            levels = tuple(low + share * (high - low) for (low, high), share in pairs)
         return tuple(self.model.model.prior.quantile(torch.tensor([levels]))[0].tolist())
 
     def select(self, by: SelectBy) -> dict[str, Selected]:

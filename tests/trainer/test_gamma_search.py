@@ -225,6 +225,7 @@ class FittingAll(Fitting):
 
 SEVERAL = {
     "joint": (Joint({"a": LogUniform(1e-3, 1), "b": Uniform(0, 2)}), [0.05, 1.7]),
+    "without bounds": (Joint({"a": Normal(), "b": Normal(2, 3)}), [-0.4, 3.5]),
     "with a category": (Joint({"a": Uniform(), "b": Categorical(["x", "y", "z"])}), [0.3, 2.0]),
     "weights": (Dirichlet(3), [0.2, 0.7, 0.1]),
     "a corner": (Dirichlet(["dice", "smooth"]), [1.0, 0.0]),
@@ -237,8 +238,13 @@ def test_gamma_of_several_dimensions_is_selected(name, by, tmp_path):
     prior, best = SEVERAL[name]
     module = FittingAll(nn.Linear(1, 1), prior).eval()
     batches = [{"best": torch.tensor([best, best]), "name": ["first", "second"]}]
+    seen = []
     with torch.no_grad():
-        selected = GammaSearch(module, batches, "distance", 11, 0.005).select(by)
+        search = GammaSearch(
+            module, batches, "distance", 11, 0.002, allowed=lambda g: not seen.append(g)
+        )
+        selected = search.select(by)
+    assert torch.tensor(seen).isfinite().all()
     path = tmp_path / "gamma.yaml"
     write_selected(path, selected, by, "distance", None)
     requested = RequestedGamma(prior, path)
